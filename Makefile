@@ -1,0 +1,73 @@
+# `make help` lists what there is. Needs root, Go and a Linux kernel with
+# nftables; everything else is installed by the target that wants it.
+
+GO          ?= go
+BIN         := bin
+TOOLS       := $(CURDIR)/.tools/bin
+STATICCHECK := $(TOOLS)/staticcheck
+STATICCHECK_VERSION := v0.8.2
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+FUZZTIME    ?= 10s
+BENCHTIME   ?= 1s
+
+PROGRAMS := culvert=./cli ztunnel=./ztunnel waypoint=./waypoint controlplane=./controlplane culvert-agent=./cni-plugin/cmd/agent
+
+.DEFAULT_GOAL := build
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: have-go ## static binaries into bin/
+	@mkdir -p $(BIN)
+	@set -e; for p in $(PROGRAMS); do \
+	  echo "build $(BIN)/$${p%%=*}"; \
+	  CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/$${p%%=*} $${p#*=}; done
+
+.PHONY: demo
+demo: have-root build ## two nodes, a shop, and what the mesh does, shown on real traffic
+	$(BIN)/culvert demo
+
+.PHONY: test
+test: have-root have-go ## every test, with the race detector
+	$(GO) test -race -timeout 9m ./...
+
+.PHONY: lint
+lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated code current
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	$(GO) test -count=1 .
+	@$(MAKE) --no-print-directory generate
+	@git diff --exit-code --stat -- pkg/wire || { echo "generated code is not current: commit what 'make generate' made"; exit 1; }
+
+.PHONY: generate
+generate: have-go ## Go code from pkg/wire/*/*.proto
+	cd pkg/wire/protogen && $(GO) run . ..
+
+.PHONY: fuzz
+fuzz: have-root have-go ## every fuzz target for FUZZTIME (default 10s)
+	@set -e; $(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, t[i]; n=0}' | \
+	while read -r pkg target; do echo "fuzz $$pkg $$target"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done
+
+.PHONY: bench
+bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks
+	$(GO) run ./integration/bench -ztunnel $(BIN)/ztunnel
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+.PHONY: clean
+clean: ## remove what the other targets built
+	rm -rf $(BIN) .tools
+
+$(STATICCHECK):
+	GOBIN=$(TOOLS) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+
+.PHONY: have-go have-root
+have-go:
+	@command -v $(GO) >/dev/null || { echo "make: Go is missing: install Go 1.26 or newer"; exit 1; }
+have-root:
+	@[ "$$(uname -s)" = Linux ] || { echo "make: this needs Linux: pods are network namespaces"; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "make: this needs root, to make network namespaces: run it with sudo"; exit 1; }
