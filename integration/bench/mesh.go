@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// path is one way from the client to the server, with a small mesh of its own.
+type path struct {
+	name    string // column of the table
+	mesh    string // culvert --name
+	culvert string
+	self    string // this binary, run inside the pods
+	ztunnel string // "" for the relay
+	target  string // what the client connects to
+	proxies []int  // process ids of the two proxies
+	stop    []func()
+}
+
+// pods is the folder that `culvert up` reads; %s are the dataplane mode, this
+// binary and again this binary.
+const pods = `apiVersion: v1
+kind: Namespace
+metadata:
+  name: bench
+  labels: {istio.io/dataplane-mode: %s}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: bench}
+spec:
+  nodeName: node-1
+  containers:
+  - {name: client, image: none, command: [sleep, infinity]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: bench}
+spec:
+  nodeName: node-2
+  containers:
+  - {name: server, image: none, command: [%s, server]}
+`
+
+// up brings the path's mesh up and fills in target and proxies.
+func (p *path) up(ctx context.Context, dir string) error {
+	mode := "none"
+	if p.ztunnel != "" {
+		mode = "ambient"
+	}
+	folder := filepath.Join(dir, p.mesh)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(folder, "pods.yaml"), fmt.Appendf(nil, pods, mode, p.self), 0o644); err != nil {
+		return err
+	}
+	args := []string{"up", folder, "--name", p.mesh, "--detach"}
+	if p.ztunnel != "" {
+		args = append(args, "--ztunnel", "node-1="+p.ztunnel, "--ztunnel", "node-2="+p.ztunnel)
+	}
+	p.stop = append(p.stop, func() { p.run(context.WithoutCancel(ctx), "down", "--name", p.mesh) })
+	if _, err := p.run(ctx, args...); err != nil {
+		return err
+	}
+	if p.ztunnel == "" {
+		return p.startRelays(ctx)
+	}
+	return p.findProxies(ctx)
+}
+
+func (p *path) down() {
+	for i := len(p.stop) - 1; i >= 0; i-- {
+		p.stop[i]()
+	}
+	p.stop = nil
+}
+
+// run runs culvert to its end and returns what it printed.
+func (p *path) run(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, p.culvert, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w\n%s%s", strings.Join(cmd.Args, " "), err, out, stderr.Bytes())
+	}
+	return out, nil
+}
+
+// state is the part of `culvert ps -o json` that we read.
+type state struct {
+	Pods []struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+		IP        string `json:"ip"`
+	} `json:"pods"`
+	Components []struct {
+		Kind string `json:"kind"`
+		PID  int    `json:"pid"`
+	} `json:"components"`
+}
+
+func (p *path) ps(ctx context.Context) (state, error) {
+	var s state
+	out, err := p.run(ctx, "ps", "--name", p.mesh, "-o", "json")
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(out, &s); err != nil {
+		return s, fmt.Errorf("culvert ps: %w", err)
+	}
+	return s, nil
+}
+
+func (s state) podIP(name string) (string, error) {
+	for _, pod := range s.Pods {
+		if pod.Name == name && pod.IP != "" {
+			return pod.IP, nil
+		}
+	}
+	return "", fmt.Errorf("culvert ps: no pod %q with an address", name)
+}
+
+func (p *path) findProxies(ctx context.Context) error {
+	s, err := p.ps(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range s.Components {
+		if c.Kind == "ztunnel" {
+			p.proxies = append(p.proxies, c.PID)
+		}
+	}
+	if len(p.proxies) != 2 {
+		return fmt.Errorf("culvert ps: %d ztunnels, want 2", len(p.proxies))
+	}
+	ip, err := s.podIP("server")
+	p.target = ip + ":" + serverPort
+	return err
+}
+
+// startRelays runs a relay in either pod, where a ztunnel would work.
+func (p *path) startRelays(ctx context.Context) error {
+	s, err := p.ps(ctx)
+	if err != nil {
+		return err
+	}
+	ip, err := s.podIP("server")
+	if err != nil {
+		return err
+	}
+	p.target = "127.0.0.1:9001"
+	for _, r := range [][3]string{
+		{"server", ip + ":9002", "127.0.0.1:" + serverPort},
+		{"client", p.target, ip + ":9002"},
+	} {
+		if err := p.startRelay(ctx, r[0], r[1], r[2]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *path) startRelay(ctx context.Context, pod, listen, to string) error {
+	cmd := p.inPod(ctx, pod, "relay", "-listen", listen, "-to", to)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("relay in %s: %w", pod, err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		return fmt.Errorf("relay in %s: %w", pod, err)
+	}
+	p.proxies = append(p.proxies, pid)
+	p.stop = append(p.stop, func() { syscall.Kill(pid, syscall.SIGTERM); cmd.Wait() })
+	return nil
+}
+
+// inPod prepares this binary to run inside a pod.
+func (p *path) inPod(ctx context.Context, pod string, args ...string) *exec.Cmd {
+	full := append([]string{"exec", "--name", p.mesh, "bench/" + pod, "--", p.self}, args...)
+	cmd := exec.CommandContext(ctx, p.culvert, full...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// measure runs one round of one scenario.
+func (p *path) measure(ctx context.Context, s scenario, d time.Duration) (sample, error) {
+	before, err := p.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d+time.Minute)
+	defer cancel()
+	out, err := p.inPod(ctx, "client", "load", "-mode", s.mode, "-target", p.target,
+		"-conns", strconv.Itoa(s.conns), "-duration", d.String()).Output()
+	if err != nil {
+		return sample{}, fmt.Errorf("%s on %s: %w", s.name, p.name, err)
+	}
+	var one sample
+	if err := json.Unmarshal(out, &one.Result); err != nil {
+		return sample{}, fmt.Errorf("%s on %s: %w", s.name, p.name, err)
+	}
+	after, err := p.cpu()
+	one.cpuSeconds = after - before
+	return one, err
+}
+
+func (p *path) cpu() (total float64, err error) {
+	for _, pid := range p.proxies {
+		s, err := cpuSeconds(pid)
+		if err != nil {
+			return 0, fmt.Errorf("proxy of %s: %w", p.name, err)
+		}
+		total += s
+	}
+	return total, nil
+}
+
+func (p *path) resident() (total uint64, err error) {
+	for _, pid := range p.proxies {
+		n, err := residentBytes(pid)
+		if err != nil {
+			return 0, fmt.Errorf("proxy of %s: %w", p.name, err)
+		}
+		total += n
+	}
+	return total, nil
+}
+
+// measureIdle opens idle connections and reads the proxies' memory meanwhile.
+func (p *path) measureIdle(ctx context.Context, conns int) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	cmd := p.inPod(ctx, "client", "load", "-mode", loadIdle, "-target", p.target,
+		"-conns", strconv.Itoa(conns), "-duration", "50s")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return 0, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil || line != "holding\n" {
+		return 0, errors.Join(fmt.Errorf("idle connections on %s: load said %q", p.name, line), err, cmd.Wait())
+	}
+	n, err := p.resident()
+	stdin.Close()
+	io.Copy(io.Discard, stdout)
+	return n, errors.Join(err, cmd.Wait())
+}
