@@ -1,0 +1,107 @@
+package app
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func parse(t *testing.T, environ ...string) Config {
+	t.Helper()
+	c, err := ParseConfig(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConfigDefaults(t *testing.T) {
+	t.Parallel()
+	c := parse(t)
+	if c.XDS.Address != "https://localhost:15012" || c.CA.Address != c.XDS.Address {
+		t.Errorf("addresses %q %q", c.XDS.Address, c.CA.Address)
+	}
+	if c.AdminPort != 15000 || c.StatsPort != 15020 || c.ReadyPort != 15021 {
+		t.Errorf("ports %d %d %d", c.AdminPort, c.StatsPort, c.ReadyPort)
+	}
+	if c.Mark != 0x539 || !c.ReusePort || !c.IPv6 || c.OrigSrc != OrigSrcAuto || c.DrainTime != 5*time.Second {
+		t.Errorf("pod settings %+v", c)
+	}
+	if c.Cluster != "Kubernetes" || c.ClusterDomain != "cluster.local" || c.InstanceIP.String() != "1.1.1.1" {
+		t.Errorf("identity %+v", c)
+	}
+	if c.Token != (TokenSource{}) || c.XDS.Roots.Path != defaultRoots {
+		t.Errorf("token %+v, roots %+v", c.Token, c.XDS.Roots)
+	}
+}
+
+func TestConfigInCluster(t *testing.T) {
+	t.Parallel()
+	c := parse(t, "KUBERNETES_SERVICE_HOST=10.96.0.1", "CA_ADDRESS=ca:15012")
+	if c.XDS.Address != "https://istiod.istio-system.svc:15012" || c.CA.Address != "https://ca:15012" {
+		t.Errorf("addresses %q %q", c.XDS.Address, c.CA.Address)
+	}
+}
+
+func TestConfigStandalone(t *testing.T) {
+	t.Parallel()
+	c := parse(t, "XDS_ADDRESS=", "CA_ADDRESS=", "FAKE_CA=true", "LOCAL_XDS_PATH=/x.yaml", "AUTH_TOKEN=secret")
+	if c.XDS.Address != "" || !c.FakeCA || c.LocalXDSPath != "/x.yaml" || c.Token.Literal != "secret" {
+		t.Errorf("%+v", c)
+	}
+	if _, err := ParseConfig([]string{"CA_ADDRESS="}); err == nil || !strings.Contains(err.Error(), "CA_ADDRESS") {
+		t.Errorf("without a CA: %v", err)
+	}
+}
+
+func TestConfigProxyConfig(t *testing.T) {
+	t.Parallel()
+	c := parse(t,
+		"PROXY_CONFIG={discoveryAddress: 'cp.example:15012', proxyAdminPort: 1, statsPort: 2, concurrency: 3, proxyMetadata: {ISTIO_META_A: x, B: y}}",
+		"ISTIO_META_B=z", "ISTIO_META_CLUSTER_ID=c2", "CLUSTER_ID=c1",
+		"XDS_HEADER_x-one=1", "CA_HEADER_two=2")
+	if c.XDS.Address != "https://cp.example:15012" || c.AdminPort != 1 || c.StatsPort != 2 || c.Cluster != "c2" {
+		t.Errorf("%+v", c)
+	}
+	if diff := cmp.Diff(map[string]string{"A": "x", "B": "z", "CLUSTER_ID": "c2"}, c.Metadata); diff != "" {
+		t.Error(diff)
+	}
+	if c.XDS.Headers["x-one"] != "1" || c.CA.Headers["two"] != "2" {
+		t.Errorf("headers %v %v", c.XDS.Headers, c.CA.Headers)
+	}
+}
+
+func TestConfigDrainTime(t *testing.T) {
+	t.Parallel()
+	for environ, want := range map[string]time.Duration{
+		"TERMINATION_GRACE_PERIOD_SECONDS=30": 25 * time.Second,
+		"TERMINATION_GRACE_PERIOD_SECONDS=10": 9 * time.Second,
+		"TERMINATION_GRACE_PERIOD_SECONDS=1":  time.Second,
+		"CONNECTION_TERMINATION_DEADLINE=1m":  time.Minute,
+	} {
+		if c := parse(t, environ); c.DrainTime != want {
+			t.Errorf("%s: %s, want %s", environ, c.DrainTime, want)
+		}
+	}
+}
+
+func TestConfigMistakes(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{
+		"FAKE_CA=1", "IPV6_ENABLED=yes", "SECRET_TTL=24", "POOL_MAX_STREAMS_PER_CONNECTION=0",
+		"HTTP2_FRAME_SIZE=1", "PACKET_MARK=x", "INSTANCE_IP=host", "LOG_FORMAT=xml", "XDS_ADDRESS=ftp://x",
+		"PROXY_MODE=dedicated", "XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "CRL_PATH=/x",
+		"COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true", "ENABLE_PROXY=false", "PROXY_CONFIG=[", "ENABLE_ORIG_SRC=maybe",
+	} {
+		name, _, _ := strings.Cut(bad, "=")
+		if _, err := ParseConfig([]string{bad}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: error %v does not name it", bad, err)
+		}
+	}
+	_, err := ParseConfig([]string{"FAKE_CA=1", "LOG_FORMAT=xml"})
+	if err == nil || strings.Count(err.Error(), "\n") != 1 {
+		t.Errorf("two mistakes told as %v", err)
+	}
+}
