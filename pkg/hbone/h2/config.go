@@ -1,0 +1,71 @@
+package h2
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+)
+
+// Settings are the numbers of one end of a connection. A zero field takes its
+// default.
+type Settings struct {
+	StreamWindow    int           // bytes a stream may have in flight to us at first; default 256 KiB
+	MaxStreamWindow int           // what it may grow to; default 16 MiB
+	ConnWindow      int           // bytes all streams may have in flight at first; default 4 MiB
+	MaxConnWindow   int           // what it may grow to; default 16 MiB
+	MaxFrameSize    int           // largest frame accepted, 16 KiB to 16 MiB-1; default 1 MiB
+	MaxHeaderList   int           // largest header section accepted; default 16 KiB (client), 64 KiB (server)
+	PingInterval    time.Duration // between keepalive PINGs; default 10 s, negative for none
+	PingTimeout     time.Duration // for the answer to a PING; default 20 s
+}
+
+// PoolConfig configures a Pool.
+type PoolConfig struct {
+	// Dial connects to a peer's tunnel port, in the workload's namespace.
+	Dial func(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error)
+	// TLS returns the configuration for a new connection to the peer: our
+	// certificate and the check of the peer's.
+	TLS func(ctx context.Context, to hbone.Peer) (*tls.Config, error)
+
+	MaxStreams     int           // per connection; default 100
+	IdleTimeout    time.Duration // a connection without streams is closed after this; default 5 min
+	ConnectTimeout time.Duration // for the TCP connect; default 10 s
+	Settings       Settings
+	Budget         *hbone.Budget // nil: no limit
+	Log            *slog.Logger  // nil: none
+
+	ConnOpened func(to hbone.Peer)            // may be nil; must not block
+	ConnClosed func(to hbone.Peer, err error) // may be nil; must not block
+}
+
+// ServerConfig configures a Server.
+type ServerConfig struct {
+	// TLS returns the configuration for one accepted connection, so that a
+	// renewed certificate serves from the next connection on.
+	TLS     func(ctx context.Context) (*tls.Config, error)
+	Handler hbone.Handler
+
+	MaxStreams       int           // per connection, advertised; default 200
+	HandshakeTimeout time.Duration // for TLS and the preface; default 10 s
+	Settings         Settings
+	Budget           *hbone.Budget // nil: no limit
+	Log              *slog.Logger  // nil: none
+
+	ConnError func(remote netip.AddrPort, err error) // a handshake that failed; may be nil; must not block
+}
+
+// ConnInfo describes one connection of a pool, for people.
+type ConnInfo struct {
+	Peer    hbone.Peer
+	Local   netip.AddrPort
+	Opened  time.Time
+	Streams int    // open now
+	Total   uint64 // opened ever
+	RTT     time.Duration
+	State   string // "open", "draining"
+}
