@@ -1,0 +1,217 @@
+package zds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	wire "github.com/culvert-mesh/culvert/pkg/wire/zds"
+)
+
+// Handler is what a ztunnel does with its node's pods. Calls come one after the
+// other, and the agent waits for each: open the listeners and return; do not wait
+// for configuration or certificates.
+type Handler interface {
+	// SnapshotBegin says that a connection to the agent is up and that the pods
+	// that exist follow, each by Add or Keep.
+	SnapshotBegin()
+	// Add takes over a pod's namespace, which the handler closes, also when it
+	// returns an error. An Add for the namespace that the pod already has, and
+	// that the handler accepted, does not come here but as a Keep.
+	Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error
+	// Keep says that a pod still exists. A pod that the handler does not know is
+	// no error when the agent has not found its namespace either.
+	Keep(uid mesh.PodUID) error
+	// Delete says that a pod is gone or has left the mesh. An unknown one is no error.
+	Delete(uid mesh.PodUID) error
+	// SnapshotDone says that every pod that exists has been named since
+	// SnapshotBegin; the handler drops all others at once.
+	SnapshotDone()
+	// Disconnected says that the agent is gone. Pods stay as they are.
+	Disconnected()
+}
+
+// ClientConfig configures a Client. The zero value is fine.
+type ClientConfig struct {
+	Log        *slog.Logger
+	MinBackoff time.Duration // between two attempts to connect, doubling; 0 = 20 ms
+	MaxBackoff time.Duration // 0 = 15 s
+}
+
+// Client is a ztunnel's end.
+type Client struct {
+	path    string
+	handler Handler
+	cfg     ClientConfig
+	up      atomic.Bool
+	known   map[mesh.PodUID]place // accepted Adds; used by Run's goroutine only
+}
+
+type place struct {
+	ns   netns.ID
+	info mesh.PodInfo
+}
+
+// NewClient returns a client of the agent's socket at path.
+func NewClient(path string, h Handler, cfg ClientConfig) *Client {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MinBackoff <= 0 {
+		cfg.MinBackoff = 20 * time.Millisecond
+	}
+	if cfg.MaxBackoff <= 0 {
+		cfg.MaxBackoff = 15 * time.Second
+	}
+	return &Client{path: path, handler: h, cfg: cfg, known: map[mesh.PodUID]place{}}
+}
+
+// Connected reports whether a session with the agent is up.
+func (c *Client) Connected() bool { return c.up.Load() }
+
+// Run keeps a session with the agent until ctx ends, and then returns nil. It
+// returns an error with ErrViolation in its chain when the agent breaks the
+// protocol's logic: then the state of the two cannot be trusted any more.
+func (c *Client) Run(ctx context.Context) error {
+	wait := c.cfg.MinBackoff
+	for ctx.Err() == nil {
+		done, err := c.session(ctx)
+		if errors.Is(err, ErrViolation) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if done {
+			wait = c.cfg.MinBackoff
+		}
+		c.cfg.Log.Warn("no connection to the node agent", "path", c.path, "error", err, "retry_in", wait)
+		sleep(ctx, wait)
+		wait = min(2*wait, c.cfg.MaxBackoff)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// session runs one connection and reports whether its snapshot was completed.
+func (c *Client) session(ctx context.Context) (done bool, err error) {
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: c.path, Net: "unixpacket"})
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := writePacket(conn, &wire.ZdsHello{Version: wire.Version_V1}, nil); err != nil {
+		return false, fmt.Errorf("send hello: %w", err)
+	}
+	c.cfg.Log.Info("connected to the node agent", "path", c.path)
+	c.up.Store(true)
+	c.handler.SnapshotBegin()
+	defer c.handler.Disconnected()
+	defer c.up.Store(false)
+	s := session{client: c, conn: conn}
+	for {
+		if err := s.step(ctx); err != nil {
+			return s.complete, err
+		}
+	}
+}
+
+// session is the state of one connection.
+type session struct {
+	client   *Client
+	conn     *net.UnixConn
+	complete bool // SnapshotSent has come
+}
+
+// step answers one request.
+func (s *session) step(ctx context.Context) error {
+	var buf [wire.MaxPacket + 1]byte
+	n, fds, err := readPacket(s.conn, buf[:])
+	if err != nil && !errors.Is(err, errMalformed) {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("closed by the agent")
+		}
+		return err
+	}
+	var m message
+	if err == nil {
+		if m, err = decode(buf[:n], fds); err != nil {
+			closeAll(fds)
+		}
+	}
+	if err == nil {
+		err = s.handle(ctx, m)
+	}
+	if werr := writePacket(s.conn, encodeAck(err), nil); werr != nil && !errors.Is(err, ErrViolation) {
+		return fmt.Errorf("send ack: %w", werr)
+	}
+	if errors.Is(err, errMalformed) || errors.Is(err, ErrViolation) {
+		return err
+	}
+	if err != nil {
+		s.client.cfg.Log.Error("request of the node agent failed", "request", m.kind.String(), "uid", m.uid, "error", err)
+	}
+	return nil
+}
+
+// handle carries out one request. Errors other than violations are answers.
+func (s *session) handle(ctx context.Context, m message) error {
+	c := s.client
+	switch m.kind {
+	case kindAdd:
+		return c.add(ctx, m)
+	case kindKeep:
+		if s.complete {
+			return fmt.Errorf("%w: keep after the snapshot", ErrViolation)
+		}
+		return c.handler.Keep(m.uid)
+	case kindDelete:
+		delete(c.known, m.uid)
+		return c.handler.Delete(m.uid)
+	default:
+		if s.complete {
+			return fmt.Errorf("%w: second snapshot on one connection", ErrViolation)
+		}
+		s.complete = true
+		c.handler.SnapshotDone()
+		return nil
+	}
+}
+
+// add passes an Add on, or a Keep when the handler has that pod in that namespace.
+func (c *Client) add(ctx context.Context, m message) error {
+	if m.noInfo {
+		closeAll([]int{m.fd})
+		return fmt.Errorf("%w: add without workload info", ErrViolation)
+	}
+	ns, err := netns.FromFD(m.fd)
+	if err != nil {
+		return fmt.Errorf("add pod %s (%s): %w", m.info, m.uid, err)
+	}
+	at := place{ns.ID(), m.info}
+	if c.known[m.uid] == at && c.handler.Keep(m.uid) == nil {
+		return ns.Close()
+	}
+	if err := c.handler.Add(ctx, m.uid, m.info, ns); err != nil {
+		delete(c.known, m.uid)
+		return err
+	}
+	c.known[m.uid] = at
+	return nil
+}
