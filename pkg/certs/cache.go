@@ -2,10 +2,15 @@ package certs
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // Priority orders requests that wait for a signing call.
@@ -22,51 +27,386 @@ const (
 type CacheConfig struct {
 	MaxConcurrent int           // signing calls at once; 0 = 8
 	CallTimeout   time.Duration // for one signing call; 0 = 10 s
-	MinBackoff    time.Duration // after the first failure; 0 = 1 s
+	MinBackoff    time.Duration // wait after the first failure; 0 = 1 s
 	MaxBackoff    time.Duration // 0 = 150 s
 	Log           *slog.Logger  // nil = none
-	// Issued, when set, is told of every signing call: metrics.
+	// Issued, when set, is told of every signing call: metrics. It must not block.
 	Issued func(id mesh.Identity, took time.Duration, err error)
 }
 
-// Cache is a Source that asks an Issuer.
-type Cache struct{ cfg CacheConfig }
+// Cache is a Source that keeps what an Issuer gave and renews it in time.
+//
+//	          Certificate, Prefetch           due
+//	(absent) ──────────────▶ queued ◀──────────────── idle (certificate or error)
+//	                           │  most urgent first     ▲
+//	                           ▼  at most 8 at once     │ success: due at half life
+//	                        calling ────────────────────┘ failure: due after back-off
+//
+// However many callers wait for an identity there is one request. A certificate is
+// handed out until it expires, also while its renewal fails. A failed identity
+// answers with its last error at once, and demand brings its next attempt forward
+// to at most demandRetry after the failure.
+type Cache struct {
+	issuer Issuer
+	cfg    CacheConfig
+	wake   chan struct{} // something was queued or a call ended
 
-// NewCache returns an empty cache; it asks nobody before Run.
-func NewCache(issuer Issuer, cfg CacheConfig) *Cache { panic("skeleton") }
-
-// Run makes the signing calls until ctx ends.
-func (c *Cache) Run(ctx context.Context) error { panic("skeleton") }
-
-// Certificate implements Source.
-func (c *Cache) Certificate(ctx context.Context, id mesh.Identity) (*SVID, error) { panic("skeleton") }
-
-// Prefetch fetches and keeps renewed the certificate of an identity that will be
-// needed, until Forget.
-func (c *Cache) Prefetch(id mesh.Identity) {}
-
-// Forget drops the certificate of an identity that is no longer needed.
-func (c *Cache) Forget(id mesh.Identity) {}
-
-// Snapshot describes every certificate, sorted by identity, in the shape that
-// istioctl reads from a config dump.
-func (c *Cache) Snapshot() []Status { panic("skeleton") }
-
-// Status is one identity's entry in a config dump.
-type Status struct {
-	Identity  string       `json:"identity"`
-	State     string       `json:"state"` // Initializing, Available, "Unavailable: reason"
-	CertChain []CertStatus `json:"certChain"`
-	RootCerts []CertStatus `json:"rootCerts"`
+	mu      sync.RWMutex
+	entries map[mesh.Identity]*entry
+	queue   []*entry // unordered; short
+	calls   int
+	queued  uint64 // requests ever queued, for first come first served
+	stopped error
 }
 
-// CertStatus is one certificate of a Status.
-type CertStatus struct {
-	PEM            string `json:"pem"` // base64 of the PEM text
-	SerialNumber   string `json:"serialNumber"`
-	ValidFrom      string `json:"validFrom"`
-	ExpirationTime string `json:"expirationTime"`
+// entry is one identity. All but id and used are guarded by Cache.mu.
+type entry struct {
+	id     mesh.Identity
+	used   atomic.Bool // asked for since it was issued
+	pinned bool        // by Prefetch
+
+	svid     *SVID // nil until the first success
+	err      error // of the last attempt, nil after a success
+	failedAt time.Time
+	asked    time.Time // last time that a caller had to wait or was refused
+	due      time.Time // of the next attempt, when idle
+	backoff  *run.Backoff
+
+	done     chan struct{} // closed when the attempt queued or under way ends; nil when idle
+	calling  bool
+	priority Priority
+	order    uint64
+}
+
+// demandRetry is how soon after a failure a waiting connection makes another
+// attempt worth its cost.
+const demandRetry = 5 * time.Second
+
+// giveUp is how long a failing identity is retried when nobody asks for it.
+const giveUp = 10 * time.Minute
+
+var (
+	errForgotten = errors.New("identity no longer needed")
+	errStopped   = errors.New("stopped")
+	errWrongID   = errors.New("issuer returned a certificate for another identity")
+)
+
+// NewCache returns an empty cache. Nothing is requested before Run.
+func NewCache(issuer Issuer, cfg CacheConfig) *Cache {
+	if cfg.MaxConcurrent == 0 {
+		cfg.MaxConcurrent = 8
+	}
+	if cfg.CallTimeout == 0 {
+		cfg.CallTimeout = 10 * time.Second
+	}
+	if cfg.MinBackoff == 0 {
+		cfg.MinBackoff = time.Second
+	}
+	if cfg.MaxBackoff == 0 {
+		cfg.MaxBackoff = 150 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Cache{
+		issuer:  issuer,
+		cfg:     cfg,
+		wake:    make(chan struct{}, 1),
+		entries: make(map[mesh.Identity]*entry),
+	}
+}
+
+// Certificate implements Source. It marks the request as RealTime.
+func (c *Cache) Certificate(ctx context.Context, id mesh.Identity) (*SVID, error) {
+	if svid := c.current(id); svid != nil {
+		return svid, nil
+	}
+	e, done, err := c.demand(id)
+	if err != nil {
+		return nil, noCertificate(id, err)
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return nil, noCertificate(id, context.Cause(ctx))
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if e.valid(time.Now()) {
+		return e.svid, nil
+	}
+	return nil, noCertificate(id, e.err)
+}
+
+func noCertificate(id mesh.Identity, cause error) error {
+	return reason.New(reason.NoCertificate, "get certificate", id.String(), cause)
+}
+
+// Prefetch fetches the certificate of an identity that will be needed, ahead of
+// its first connection, and keeps it renewed until Forget.
+func (c *Cache) Prefetch(id mesh.Identity) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entryLocked(id)
+	e.pinned = true
+	if e.svid == nil && e.err == nil {
+		c.enqueueLocked(e, Warmup)
+	}
+}
+
+// Forget drops the certificate of an identity that is no longer needed. Callers
+// that wait for it get an error.
+func (c *Cache) Forget(id mesh.Identity) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[id]; e != nil {
+		c.dropLocked(e, errForgotten)
+	}
+}
+
+// Run makes the signing calls until ctx ends, waits for those under way and
+// returns nil. Callers that still wait then get an error.
+func (c *Cache) Run(ctx context.Context) error {
+	var calls sync.WaitGroup
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		timer.Reset(c.startCalls(ctx, &calls))
+		select {
+		case <-timer.C:
+		case <-c.wake:
+		case <-ctx.Done():
+		}
+	}
+	calls.Wait()
+	c.stop()
+	return nil
+}
+
+// current returns the certificate for id if there is a valid one.
+func (c *Cache) current(id mesh.Identity) *SVID {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	e := c.entries[id]
+	if e == nil || !e.valid(time.Now()) {
+		return nil
+	}
+	if !e.used.Load() {
+		e.used.Store(true)
+		c.signal() // its renewal may be overdue
+	}
+	return e.svid
+}
+
+// demand makes sure that an attempt for id is on its way, or says why not.
+func (c *Cache) demand(id mesh.Identity) (*entry, <-chan struct{}, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped != nil {
+		return nil, nil, c.stopped
+	}
+	e := c.entryLocked(id)
+	e.used.Store(true)
+	e.asked = time.Now()
+	if e.done == nil && e.err != nil && time.Now().Before(minTime(e.due, e.failedAt.Add(demandRetry))) {
+		return nil, nil, e.err
+	}
+	c.enqueueLocked(e, RealTime)
+	return e, e.done, nil
+}
+
+func (c *Cache) entryLocked(id mesh.Identity) *entry {
+	e := c.entries[id]
+	if e == nil {
+		e = &entry{id: id, backoff: run.NewBackoff(c.cfg.MinBackoff, c.cfg.MaxBackoff)}
+		c.entries[id] = e
+	}
+	return e
+}
+
+// enqueueLocked asks for an attempt; one that is already queued gets the higher
+// of the two priorities.
+func (c *Cache) enqueueLocked(e *entry, p Priority) {
+	switch {
+	case e.done == nil:
+		e.done = make(chan struct{})
+		e.priority = p
+		e.order = c.queued
+		c.queued++
+		c.queue = append(c.queue, e)
+		c.signal()
+	case e.priority < p:
+		e.priority = p
+	}
+}
+
+func (c *Cache) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// startCalls queues what is due, starts as many calls as may run, and returns how
+// long until something else is due.
+func (c *Cache) startCalls(ctx context.Context, calls *sync.WaitGroup) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := c.queueDueLocked(time.Now())
+	for c.calls < c.cfg.MaxConcurrent && len(c.queue) > 0 {
+		e := c.popLocked()
+		e.calling = true
+		c.calls++
+		calls.Add(1)
+		go c.call(ctx, e, calls)
+	}
+	return next
+}
+
+// queueDueLocked queues renewals and retries whose time has come. A certificate
+// that nobody asked for since it was issued is not renewed; it stays until it
+// expires.
+func (c *Cache) queueDueLocked(now time.Time) time.Duration {
+	next := time.Hour
+	for _, e := range c.entries {
+		switch wait := e.due.Sub(now); {
+		case e.done != nil || e.due.IsZero():
+		case wait > 0:
+			next = min(next, wait)
+		case e.pinned, e.used.Load() && (e.valid(now) || now.Sub(e.asked) < giveUp):
+			c.enqueueLocked(e, Background)
+		case e.valid(now):
+			next = min(next, e.svid.NotAfter.Sub(now))
+		default:
+			c.dropLocked(e, errForgotten)
+		}
+	}
+	return next
+}
+
+// popLocked takes the most urgent request, the oldest among equals.
+func (c *Cache) popLocked() *entry {
+	best := 0
+	for i, e := range c.queue {
+		b := c.queue[best]
+		if e.priority > b.priority || e.priority == b.priority && e.order < b.order {
+			best = i
+		}
+	}
+	e := c.queue[best]
+	c.removeLocked(best)
+	return e
+}
+
+func (c *Cache) removeLocked(i int) {
+	last := len(c.queue) - 1
+	c.queue[i] = c.queue[last]
+	c.queue[last] = nil
+	c.queue = c.queue[:last]
+}
+
+// call makes one signing call.
+func (c *Cache) call(ctx context.Context, e *entry, calls *sync.WaitGroup) {
+	defer calls.Done()
+	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+	defer cancel()
+	start := time.Now()
+	svid, err := c.issuer.Issue(callCtx, e.id)
+	if err == nil && svid.ID != e.id {
+		err = errWrongID
+	}
+	if c.cfg.Issued != nil {
+		c.cfg.Issued(e.id, time.Since(start), err)
+	}
+	c.finish(e, svid, err)
+}
+
+// finish records the outcome of a call and wakes whoever waits for it.
+func (c *Cache) finish(e *entry, svid *SVID, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls--
+	c.signal()
+	if e.done == nil { // forgotten meanwhile
+		return
+	}
+	now := time.Now()
+	if err != nil {
+		wait := e.backoff.Next()
+		e.err, e.failedAt, e.due = err, now, now.Add(wait)
+		c.cfg.Log.Warn("certificate request failed", "identity", e.id.String(), "error", err, "retry", wait)
+	} else {
+		e.svid, e.err = svid, nil
+		e.backoff.Reset()
+		e.used.Store(e.priority == RealTime)
+		e.due = renewAt(svid, now, c.cfg.MinBackoff)
+		c.cfg.Log.Info("certificate issued", "identity", e.id.String(), "serial", svid.Serial, "expires", svid.NotAfter)
+	}
+	close(e.done)
+	e.done, e.calling = nil, false
+}
+
+// renewAt returns half the life of the certificate, ±5 % of the life so that a
+// node's certificates do not all come due together. A certificate that is already
+// older (a clock that is off) is renewed soon, but not in a tight loop.
+func renewAt(s *SVID, now time.Time, soonest time.Duration) time.Time {
+	half := run.Jitter(s.NotAfter.Sub(s.NotBefore)/2, 0.1)
+	at := s.NotBefore.Add(half)
+	if earliest := now.Add(soonest); at.Before(earliest) {
+		return earliest
+	}
+	return at
+}
+
+// dropLocked removes an entry and fails whoever waits for it.
+func (c *Cache) dropLocked(e *entry, why error) {
+	delete(c.entries, e.id)
+	for i, q := range c.queue {
+		if q == e {
+			c.removeLocked(i)
+			break
+		}
+	}
+	e.svid = nil
+	if e.err == nil {
+		e.err = why
+	}
+	if e.done != nil {
+		close(e.done)
+		e.done = nil
+	}
+}
+
+// stop fails every waiting caller and all that come later.
+func (c *Cache) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = errStopped
+	for _, e := range c.queue {
+		e.err = errStopped
+		close(e.done)
+		e.done = nil
+	}
+	c.queue = nil
+}
+
+func (e *entry) valid(now time.Time) bool { return e.svid != nil && now.Before(e.svid.NotAfter) }
+
+func minTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // Certificate implements Source.
-func (f Fixed) Certificate(_ context.Context, id mesh.Identity) (*SVID, error) { panic("skeleton") }
+func (f Fixed) Certificate(_ context.Context, id mesh.Identity) (*SVID, error) {
+	svid := f[id]
+	switch {
+	case svid == nil:
+		return nil, noCertificate(id, errors.New("not among the fixed certificates"))
+	case time.Now().After(svid.NotAfter):
+		return nil, noCertificate(id, errors.New("expired at "+svid.NotAfter.UTC().Format(time.RFC3339)))
+	}
+	return svid, nil
+}

@@ -1,64 +1,192 @@
 // Package selfsigned is a certificate authority that makes its own root.
+//
+//	root (10 years) ──▶ intermediate (1 year) ──▶ leaf (hours)
+//	    │                     └ replaced at half life
+//	    └ RotateRoot: the next root is trusted at once, signs after a day, when
+//	      everybody has it in a bundle; the old root stays trusted until all that
+//	      it signed has expired
+//
+//	dir/authority.json   roots and intermediate with their keys (mode 0600)
+//	dir/root-cert.pem    the trusted roots, for clients
+//
+// An Authority is safe for concurrent use. Several processes may open one folder;
+// the first one makes the root.
 package selfsigned
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
-	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/run"
+)
+
+// Lifetimes of what an authority makes.
+const (
+	RootLife         = 10 * 365 * 24 * time.Hour
+	IntermediateLife = 365 * 24 * time.Hour
+	DefaultTTL       = 24 * time.Hour
+	MaxTTL           = 90 * 24 * time.Hour
+	MinTTL           = time.Minute
+
+	// StagingTime is how long a new root is only trusted before it signs: longer
+	// than the half life at which certificates of DefaultTTL bring the new bundle.
+	StagingTime = 24 * time.Hour
+
+	// backdate allows for clocks that are behind.
+	backdate = 2 * time.Minute
 )
 
 // Authority signs certificates. It implements certs.Issuer.
-type Authority struct{}
+type Authority struct {
+	log *slog.Logger
+	ttl time.Duration
+	dir string // "" = kept nowhere
+
+	mu    sync.RWMutex
+	state *state // replaced as a whole
+}
 
 // Option changes an Authority from its defaults.
 type Option func(*Authority)
 
-// WithLog sets the logger.
-func WithLog(log *slog.Logger) Option { return func(*Authority) {} }
+// WithLog sets the logger; without it there is none, except for Fixed.
+func WithLog(log *slog.Logger) Option { return func(a *Authority) { a.log = log } }
 
-// WithTTL sets the validity of certificates made by Issue; default 24 h.
-func WithTTL(ttl time.Duration) Option { return func(*Authority) {} }
+// WithTTL sets the validity of certificates made by Issue; the default is
+// DefaultTTL.
+func WithTTL(ttl time.Duration) Option { return func(a *Authority) { a.ttl = ttl } }
 
-// NewAuthority opens the authority kept in dir, or makes one there.
-func NewAuthority(dir string, opts ...Option) (*Authority, error) { panic("skeleton") }
+func newAuthority(dir string, opts []Option) *Authority {
+	a := &Authority{log: slog.New(slog.DiscardHandler), ttl: DefaultTTL, dir: dir}
+	for _, o := range opts {
+		o(a)
+	}
+	return a
+}
+
+// NewAuthority opens the authority kept in dir, or makes a new one there. State
+// that cannot be read is an error: it is never replaced, because everything that
+// trusts its root would fail.
+func NewAuthority(dir string, opts ...Option) (*Authority, error) {
+	a := newAuthority(dir, opts)
+	st, err := loadOrCreate(dir, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	a.state = st
+	if err := a.rotate(time.Now()); err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	if err := writeBundle(dir, a.RootsPEM()); err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	return a, nil
+}
 
 // Ephemeral returns an authority with a new root that is kept nowhere.
-func Ephemeral(opts ...Option) (*Authority, error) { panic("skeleton") }
-
-// Fixed returns an authority whose root and key are the same everywhere and known
-// to everybody: for tests (FAKE_CA) only.
-func Fixed(opts ...Option) *Authority { panic("skeleton") }
-
-// Run rotates intermediates and roots until ctx ends.
-func (a *Authority) Run(ctx context.Context) error { panic("skeleton") }
-
-// SignCSR signs a PEM certificate request for id, which alone decides the SAN.
-// The result is PEM: leaf, intermediates, and last all trusted roots together.
-func (a *Authority) SignCSR(csrPEM []byte, id mesh.Identity, ttl time.Duration) ([]string, error) {
-	panic("skeleton")
+func Ephemeral(opts ...Option) (*Authority, error) {
+	a := newAuthority("", opts)
+	st, err := newState(time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	a.state = st
+	return a, nil
 }
 
-// Issue implements certs.Issuer.
-func (a *Authority) Issue(ctx context.Context, id mesh.Identity) (*certs.SVID, error) {
-	panic("skeleton")
+// Run rotates the intermediate and the roots when their time comes, until ctx ends.
+func (a *Authority) Run(ctx context.Context) error {
+	for {
+		if err := a.rotate(time.Now()); err != nil {
+			a.log.Error("certificate authority rotation failed", "error", err)
+		}
+		if run.Sleep(ctx, run.Jitter(time.Minute, 0.2)) != nil {
+			return nil
+		}
+	}
 }
 
-// ServerCertificate returns a server certificate for DNS names and addresses.
-func (a *Authority) ServerCertificate(names []string, addrs []netip.Addr, ttl time.Duration) (*tls.Certificate, error) {
-	panic("skeleton")
+// rotate applies what is due at now and keeps the result.
+func (a *Authority) rotate(now time.Time) error {
+	return a.change(func(st *state) (*state, error) { return st.advance(now) })
+}
+
+// RotateRoot makes a new root and trusts it beside the present one. Run lets it
+// sign after StagingTime.
+func (a *Authority) RotateRoot() error {
+	return a.change(func(st *state) (*state, error) { return st.addRoot(time.Now()) })
+}
+
+// PromoteRoot lets the newest root sign now. Peers that have not renewed since
+// RotateRoot will refuse certificates signed from here on.
+func (a *Authority) PromoteRoot() error {
+	return a.change(func(st *state) (*state, error) { return st.promote(time.Now()) })
+}
+
+// change replaces the state by what edit returns, on disk first. edit returns its
+// argument when there is nothing to do.
+func (a *Authority) change(edit func(*state) (*state, error)) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next, err := edit(a.state)
+	if err != nil || next == a.state {
+		return err
+	}
+	if a.dir != "" {
+		if err := next.save(a.dir); err != nil {
+			return err
+		}
+	}
+	a.log.Info("certificate authority rotated", "roots", len(next.roots), "intermediate", next.intermediate.cert.Subject.CommonName)
+	a.state = next
+	return nil
+}
+
+func (a *Authority) current() *state {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.state
 }
 
 // RootsPEM returns the trusted roots as PEM, the content of root-cert.pem.
-func (a *Authority) RootsPEM() []byte { panic("skeleton") }
+func (a *Authority) RootsPEM() []byte { return a.current().bundle() }
 
 // Roots returns the trusted roots.
-func (a *Authority) Roots() *x509.CertPool { panic("skeleton") }
+func (a *Authority) Roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, r := range a.current().roots {
+		pool.AddCert(r.cert)
+	}
+	return pool
+}
 
-// RotateRoot makes a new root and trusts it beside the present one.
-func (a *Authority) RotateRoot() error { panic("skeleton") }
+// Issue implements certs.Issuer.
+func (a *Authority) Issue(_ context.Context, id mesh.Identity) (*certs.SVID, error) {
+	return a.IssueFor(id, a.ttl)
+}
+
+// IssueFor is Issue with a validity of its own.
+func (a *Authority) IssueFor(id mesh.Identity, ttl time.Duration) (*certs.SVID, error) {
+	key, csr, err := certs.NewRequest(id)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.SignCSR(csr, id, ttl)
+	if err != nil {
+		return nil, err
+	}
+	return certs.ParseSVID(id, key, chain)
+}
+
+// signer is a CA certificate with its key.
+type signer struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
