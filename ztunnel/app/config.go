@@ -43,9 +43,9 @@ type Config struct {
 
 	PoolMaxStreams   int           // streams per tunnel connection
 	PoolIdle         time.Duration // an unused tunnel connection is closed after it
-	StreamWindow     uint32        // largest HTTP/2 stream window, bytes
-	ConnectionWindow uint32        // largest HTTP/2 connection window, bytes
-	FrameSize        uint32        // largest HTTP/2 frame, bytes
+	StreamWindow     uint32        // largest HTTP/2 stream window, bytes; 0 = the tunnel's default
+	ConnectionWindow uint32        // largest HTTP/2 connection window, bytes; 0 = the tunnel's default
+	FrameSize        uint32        // largest HTTP/2 frame, bytes; 0 = the tunnel's default
 
 	KeepAlive   KeepAlive
 	DrainTime   time.Duration // after SIGTERM open connections may go on for so long
@@ -286,9 +286,9 @@ func tokenSource(e *environment) TokenSource {
 func (c *Config) readTunnel(e *environment) {
 	c.PoolMaxStreams = int(e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, math.MaxUint16))
 	c.PoolIdle = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute)
-	c.StreamWindow = uint32(e.integer("HTTP2_STREAM_WINDOW_SIZE", 4<<20, 65535, math.MaxInt32))
-	c.ConnectionWindow = uint32(e.integer("HTTP2_CONNECTION_WINDOW_SIZE", 16<<20, 65535, math.MaxInt32))
-	c.FrameSize = uint32(e.integer("HTTP2_FRAME_SIZE", 1<<20, 16384, 1<<24-1))
+	c.StreamWindow = uint32(e.integer("HTTP2_STREAM_WINDOW_SIZE", 0, 65535, math.MaxInt32))
+	c.ConnectionWindow = uint32(e.integer("HTTP2_CONNECTION_WINDOW_SIZE", 0, 65535, math.MaxInt32))
+	c.FrameSize = uint32(e.integer("HTTP2_FRAME_SIZE", 0, 16384, 1<<24-1))
 }
 
 func (c *Config) readLogging(e *environment) {

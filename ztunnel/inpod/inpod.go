@@ -1,0 +1,293 @@
+// Package inpod keeps one proxy for every meshed pod of the node, as the node
+// agent tells it to (ZDS).
+//
+//	Add ──▶ listeners open? ──yes──▶ up ──Delete──▶ leaving ──connections end──▶ gone
+//	              │no                 ▲
+//	              └──▶ pending ──5 s──┘
+//
+// The agent waits for each answer, so Add opens the listeners and nothing more:
+// what a pod may do is learned when a connection comes. A pod whose listeners
+// cannot be opened is tried again and keeps the node from being ready.
+//
+// Pods is safe for concurrent use.
+package inpod
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/zds"
+)
+
+// retryEvery is how often the listeners of pending pods are tried again.
+const retryEvery = 5 * time.Second
+
+// Proxy serves one pod.
+type Proxy interface {
+	// Listen opens the pod's ports. After an error it may be called again.
+	Listen(ctx context.Context) error
+	// Run serves until the proxy is drained or closed, or ctx ends.
+	Run(ctx context.Context) error
+	// Drain stops accepting and waits for the connections until ctx ends.
+	Drain(ctx context.Context)
+	// Gone is Drain for a pod that has left: also without a deadline it ends
+	// soon after the pod has.
+	Gone(ctx context.Context)
+	// Close ends everything at once.
+	Close()
+}
+
+// Config is what Pods needs.
+type Config struct {
+	// New returns the proxy of a pod, to which it gives the namespace.
+	New func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) Proxy
+	// Ready and NotReady are called, also repeatedly, when every pod of the
+	// agent's snapshot is served and when that is no longer known.
+	Ready, NotReady func()
+	Metrics         *Metrics
+	Log             *slog.Logger
+}
+
+// Pods are the pods of the node. It is a zds.Handler.
+type Pods struct {
+	cfg    Config
+	ctx    context.Context // of the proxies
+	cancel context.CancelFunc
+	alive  sync.WaitGroup // goroutines of proxies, also of those that are leaving
+
+	mu       sync.Mutex
+	pods     map[mesh.PodUID]*pod
+	leaving  map[*pod]struct{}
+	named    map[mesh.PodUID]bool // since the snapshot began; nil after it
+	synced   bool                 // a snapshot is complete and the agent still there
+	draining bool
+}
+
+// pod is one pod. Its fields are under Pods.mu.
+type pod struct {
+	uid   mesh.PodUID
+	info  mesh.PodInfo
+	ns    netns.ID
+	proxy Proxy
+	up    bool // its listeners are open
+}
+
+// New returns the pods of a node, none yet.
+func New(cfg Config) *Pods {
+	p := &Pods{cfg: cfg, pods: map[mesh.PodUID]*pod{}, leaving: map[*pod]struct{}{}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+var _ zds.Handler = (*Pods)(nil)
+
+// SnapshotBegin implements zds.Handler.
+func (p *Pods) SnapshotBegin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.named, p.synced = map[mesh.PodUID]bool{}, false
+	p.reportLocked()
+}
+
+// Add implements zds.Handler.
+func (p *Pods) Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.reportLocked()
+	if p.named != nil {
+		p.named[uid] = true
+	}
+	if old := p.pods[uid]; old != nil {
+		if old.ns == ns.ID() && old.up {
+			ns.Close()
+			return nil
+		}
+		p.dropLocked(old)
+	}
+	po := &pod{uid: uid, info: info, ns: ns.ID(), proxy: p.cfg.New(uid, info, ns)}
+	p.pods[uid] = po
+	return p.startLocked(ctx, po)
+}
+
+// startLocked opens the pod's listeners and serves them.
+func (p *Pods) startLocked(ctx context.Context, po *pod) error {
+	if err := po.proxy.Listen(ctx); err != nil {
+		p.cfg.Log.Warn("pod is pending", "pod", po.info, "uid", po.uid, "error", err)
+		return err
+	}
+	po.up = true
+	p.cfg.Metrics.Started.Inc()
+	p.cfg.Log.Info("pod is in the mesh", "pod", po.info, "uid", po.uid, "netns", po.ns)
+	p.alive.Add(1)
+	go p.serve(po)
+	return nil
+}
+
+func (p *Pods) serve(po *pod) {
+	defer p.alive.Done()
+	if err := po.proxy.Run(p.ctx); err != nil {
+		p.cfg.Log.Error("proxy of a pod has failed", "pod", po.info, "uid", po.uid, "error", err)
+	}
+	p.cfg.Metrics.Stopped.Inc()
+}
+
+// Keep implements zds.Handler.
+func (p *Pods) Keep(uid mesh.PodUID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.named != nil {
+		p.named[uid] = true
+	}
+	return nil
+}
+
+// Delete implements zds.Handler.
+func (p *Pods) Delete(uid mesh.PodUID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.reportLocked()
+	delete(p.named, uid)
+	if po := p.pods[uid]; po != nil {
+		p.dropLocked(po)
+	}
+	return nil
+}
+
+// SnapshotDone implements zds.Handler.
+func (p *Pods) SnapshotDone() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for uid, po := range p.pods {
+		if !p.named[uid] {
+			p.dropLocked(po)
+		}
+	}
+	p.named, p.synced = nil, true
+	p.reportLocked()
+}
+
+// Disconnected implements zds.Handler.
+func (p *Pods) Disconnected() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.named, p.synced = nil, false
+	p.reportLocked()
+}
+
+// dropLocked lets a pod go: no new connections, the open ones may end.
+func (p *Pods) dropLocked(po *pod) {
+	delete(p.pods, po.uid)
+	if !po.up {
+		po.proxy.Close()
+		return
+	}
+	p.cfg.Log.Info("pod has left the mesh", "pod", po.info, "uid", po.uid)
+	p.leaving[po] = struct{}{}
+	p.alive.Add(1)
+	go p.letGo(po)
+}
+
+func (p *Pods) letGo(po *pod) {
+	defer p.alive.Done()
+	po.proxy.Gone(p.ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.leaving, po)
+}
+
+// reportLocked brings readiness and gauges up to date.
+func (p *Pods) reportLocked() {
+	pending := 0
+	for _, po := range p.pods {
+		if !po.up {
+			pending++
+		}
+	}
+	p.cfg.Metrics.Active.Set(float64(len(p.pods) - pending))
+	p.cfg.Metrics.Pending.Set(float64(pending))
+	if p.synced && pending == 0 {
+		p.cfg.Ready()
+	} else {
+		p.cfg.NotReady()
+	}
+}
+
+// Run tries pending pods again until ctx ends.
+func (p *Pods) Run(ctx context.Context) error {
+	tick := time.NewTicker(retryEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.retry(ctx)
+		}
+	}
+}
+
+func (p *Pods) retry(ctx context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, po := range p.pods {
+		if !po.up && !p.draining {
+			p.startLocked(ctx, po)
+		}
+	}
+	p.reportLocked()
+}
+
+// Drain stops accepting connections of every pod, waits for the open ones until
+// ctx ends, and returns when nothing is served any more. Nothing may be added
+// afterwards.
+func (p *Pods) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, p.cancel)
+	defer stop()
+	var done sync.WaitGroup
+	for _, po := range p.all() {
+		done.Go(func() {
+			if po.up {
+				po.proxy.Drain(ctx)
+			}
+			po.proxy.Close()
+		})
+	}
+	done.Wait()
+	p.alive.Wait()
+	p.cancel()
+}
+
+// all returns every pod that is served or pending, and keeps retry from adding.
+func (p *Pods) all() []*pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.draining = true
+	all := make([]*pod, 0, len(p.pods))
+	for _, po := range p.pods {
+		all = append(all, po)
+	}
+	return all
+}
+
+// State describes one pod, for people.
+type State struct {
+	UID   mesh.PodUID
+	Info  mesh.PodInfo
+	Up    bool
+	Proxy Proxy
+}
+
+// States returns the pods that are served or pending, in no order.
+func (p *Pods) States() []State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	states := make([]State, 0, len(p.pods))
+	for _, po := range p.pods {
+		states = append(states, State{po.uid, po.info, po.up, po.proxy})
+	}
+	return states
+}

@@ -1,0 +1,182 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/culvert-mesh/culvert/pkg/accesslog"
+	"github.com/culvert-mesh/culvert/pkg/authz"
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/ztunnel/route"
+)
+
+// acceptInbound hands the tunnel port to the HTTP/2 server, which makes the TLS
+// handshake and calls serveInbound for every CONNECT.
+func (p *Pod) acceptInbound(ctx context.Context) error {
+	err := p.server.Serve(ctx, p.inbound)
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// refusedTunnel logs a connection to 15008 that never became a tunnel.
+func (p *Pod) refusedTunnel(remote netip.AddrPort, err error) {
+	rec := p.begin(inbound)
+	rec.line.Source.Addr = remote
+	rec.line.Destination = party(p.node.Mesh.WorkloadByInfo(p.info, p.node.Settings.NodeName))
+	rec.end(err)
+}
+
+// serveInbound carries one tunnelled connection to the program that it is for:
+//
+//	validate   is it for this pod, and on which port (route.Deliver)
+//	authorize  may this identity connect (authz.Allowed)
+//	connect    to the program, from the client's own address
+//	answer     200, and only now
+//	relay      move bytes until both directions are done
+//	record     one access-log line, one set of counters
+func (p *Pod) serveInbound(ctx context.Context, in *hbone.Incoming) {
+	rec := p.begin(inbound)
+	err := p.carryInbound(ctx, in, rec)
+	rec.end(err)
+}
+
+func (p *Pod) carryInbound(ctx context.Context, in *hbone.Incoming, rec *record) error {
+	rec.line.Source = accesslog.Party{Addr: in.Remote, Identity: in.Peer}
+	rec.line.HBONEAddr = in.Request.Authority
+	refuse := func(err error) error {
+		in.Reject(route.StatusOf(err))
+		return err
+	}
+	self, err := p.workload(ctx)
+	if err != nil {
+		return refuse(err)
+	}
+	to, err := p.validate(self, in)
+	if err != nil {
+		rec.line.Destination = party(self)
+		return refuse(err)
+	}
+	p.describe(rec, self, in, to)
+
+	live := p.conns.track(p.ends, inbound)
+	defer live.untrack()
+	live.tell(in.Remote, in.Local, to.Dial, "HBONE")
+	client := authz.Connection{Source: in.Remote.Addr(), Identity: in.Peer, Destination: to.Policy, Network: p.node.Settings.Network}
+	if err := p.authorize(ctx, self, live, client); err != nil {
+		return refuse(err)
+	}
+	app, err := p.connect(ctx, to, in)
+	if err != nil {
+		return refuse(err)
+	}
+	defer app.Close()
+	if err := live.err(); err != nil {
+		return refuse(err)
+	}
+	stream, err := in.Accept(p.response(self))
+	if err != nil {
+		abort(app)
+		return err
+	}
+	defer stream.Close()
+	return stream.Pump(live.ctx, app, &rec.bytes)
+}
+
+func (p *Pod) validate(self *mesh.Workload, in *hbone.Incoming) (route.Delivery, error) {
+	return route.Deliver(p.node.Mesh, route.Arrival{
+		Local:     self,
+		Accepted:  in.Local.Addr(),
+		Authority: in.Request.Authority,
+		Network:   p.node.Settings.Network,
+		Loopback:  p.node.Settings.AppLoopback,
+	})
+}
+
+// describe fills in who talks to whom. The source is found by its address,
+// unless it comes from another network, where addresses mean something else.
+func (p *Pod) describe(rec *record, self *mesh.Workload, in *hbone.Incoming, to route.Delivery) {
+	s := p.node.Settings
+	var source *mesh.Workload
+	if n := in.Request.Header.Network; n == "" || strings.EqualFold(n, string(s.Network)) {
+		source = p.node.Mesh.WorkloadByAddr(mesh.NetAddr{Network: s.Network, Addr: in.Remote.Addr()})
+	}
+	if source == nil {
+		source = fromBaggage(in.Request.Header.Baggage, in.Peer)
+	}
+	svc := to.Service
+	if svc == nil {
+		host := hbone.ParseForwarded(in.Request.Header.Forwarded).Host
+		svc = calledService(p.node.Mesh, self, host, to.Policy.Port())
+	}
+	rec.arrived(source, self, svc, in.Peer, to.Policy)
+	rec.opened()
+}
+
+// fromBaggage makes a source of what its proxy says about it, for telemetry only.
+func fromBaggage(header string, id mesh.Identity) *mesh.Workload {
+	if header == "" {
+		return nil
+	}
+	b := hbone.ParseBaggage(header)
+	return &mesh.Workload{
+		Namespace:         b.Namespace,
+		WorkloadName:      b.WorkloadName,
+		CanonicalName:     b.Service,
+		CanonicalRevision: b.Revision,
+		Cluster:           mesh.Cluster(b.Cluster),
+		Locality:          mesh.Locality{Region: b.Region, Zone: b.Zone},
+		TrustDomain:       id.TrustDomain,
+		ServiceAccount:    id.ServiceAccount,
+	}
+}
+
+// calledService guesses for telemetry which of the pod's services the client
+// called: the one it says, else one that is served on the port.
+func calledService(v workloads.View, self *mesh.Workload, host string, port uint16) *mesh.Service {
+	var guess *mesh.Service
+	for _, m := range self.Services {
+		if host != "" && m.Service.Hostname == host {
+			return v.Service(m.Service)
+		}
+		for _, mapped := range m.Ports {
+			if guess == nil && mapped.Target == port {
+				guess = v.Service(m.Service)
+			}
+		}
+	}
+	return guess
+}
+
+// connect dials the program, and writes the PROXY header if it wants one.
+func (p *Pod) connect(ctx context.Context, to route.Delivery, in *hbone.Incoming) (*net.TCPConn, error) {
+	origin := p.originOf(in.Remote.Addr(), to.Dial.Addr())
+	if to.Dial.Addr().IsLoopback() {
+		origin = netip.Addr{}
+	}
+	app, err := p.dial(ctx, to.Dial, origin, reason.ConnectTimeout)
+	if err != nil || !to.Proxy {
+		return app, err
+	}
+	if _, err := app.Write(proxyHeader(in.Remote, to.Original, in.Peer)); err != nil {
+		app.Close()
+		return nil, reason.New(reason.ConnectFailed, "write PROXY header", to.Dial.String(), err)
+	}
+	return app, nil
+}
+
+func (p *Pod) response(self *mesh.Workload) hbone.Response {
+	r := hbone.Response{Status: http.StatusOK}
+	if p.node.Settings.Baggage {
+		r.Baggage = p.baggage(self)
+	}
+	return r
+}

@@ -1,0 +1,392 @@
+// Package proxy carries the connections of the meshed pods of one node.
+//
+//	              pod's network namespace
+//	┌─────────────────────────────────────────────────────┐
+//	│ program ──▶ 15001 outbound ──▶ tunnel or plain TCP ──▶ network
+//	│ program ◀── 15006 plaintext ◀── plain TCP        ◀──── network
+//	│ program ◀── 15008 inbound   ◀── tunnel           ◀──── network
+//	└─────────────────────────────────────────────────────┘
+//
+// outbound.go, inbound.go and plaintext.go each read in the order in which a
+// connection passes through; where it goes is decided in package route and who
+// may come in by package authz. conns.go keeps the live connections and ends
+// those that a later policy denies; record.go writes what became of each.
+//
+// Every socket is made in the pod's namespace and carries the mesh's mark, so
+// the redirection there leaves it alone. A Node and its Pods are safe for
+// concurrent use.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/accesslog"
+	"github.com/culvert-mesh/culvert/pkg/certs"
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/metrics"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/run"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+)
+
+const (
+	// connectTimeout bounds the TCP handshake with a peer or an application.
+	connectTimeout = 10 * time.Second
+	// learnTimeout is how long a connection waits for what the control plane has
+	// not sent yet: its own pod's workload, a policy that selects it.
+	learnTimeout = 5 * time.Second
+)
+
+// Mesh is what the proxies know of the mesh. *workloads.Store is one.
+type Mesh interface {
+	workloads.View
+	// Wait blocks until cond holds, trying again at every change.
+	Wait(ctx context.Context, cond func(workloads.View) bool) error
+	// Changed returns a channel that is closed at the next change.
+	Changed() <-chan struct{}
+}
+
+// Resolver finds the addresses of a hostname. *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// Settings are the numbers and switches of a node's proxies.
+type Settings struct {
+	NodeName     string // only workloads of this node are local; "" = of any
+	Network      mesh.Network
+	Mark         uint32 // SO_MARK of every socket
+	ReusePort    bool   // a successor may listen on the same ports
+	IPv6         bool   // false: listen on IPv4 only
+	OrigSrc      bool   // applications see the client's address
+	OrigSrcMust  bool   // and a namespace where that is impossible is an error
+	AppLoopback  bool   // PROXY application tunnels are reached on loopback
+	Baggage      bool   // answer a CONNECT with baggage
+	LogPolicy    bool   // log policy decisions at info level
+	KeepAlive    net.KeepAliveConfig
+	UserTimeout  time.Duration // TCP_USER_TIMEOUT of application sockets; 0 = the kernel's
+	MaxStreams   int           // per tunnel connection that we open
+	PoolIdle     time.Duration
+	HTTP2        h2.Settings
+	DrainDefault time.Duration // how long connections of a pod that left may go on
+}
+
+// Node is what the pods of a node share. Its fields are set before the first use
+// and not changed afterwards.
+type Node struct {
+	Settings Settings
+	Mesh     Mesh
+	Certs    certs.Source
+	Metrics  *metrics.TCP
+	Access   *accesslog.Logger
+	Budget   *hbone.Budget
+	Resolver Resolver
+	Log      *slog.Logger
+
+	mu   sync.Mutex
+	pods map[*Pod]struct{}
+}
+
+// Pod is the proxy of one pod.
+type Pod struct {
+	node *Node
+	uid  mesh.PodUID
+	info mesh.PodInfo
+	ns   *netns.NS
+
+	outbound, plaintext, inbound *listener
+	origSrc                      bool // the namespace lets us bind foreign addresses
+
+	pool   *h2.Pool
+	server *h2.Server
+	conns  conns
+
+	ends    context.Context // when the pod's connections are cut off
+	cut     context.CancelCauseFunc
+	flows   sync.WaitGroup // connections of outbound and plaintext
+	telling atomic.Pointer[baggage]
+	once    sync.Once
+}
+
+// NewPod returns the proxy of a pod whose namespace it takes over. It does
+// nothing before Listen.
+func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
+	p := &Pod{node: n, uid: uid, info: info, ns: ns}
+	p.ends, p.cut = context.WithCancelCause(context.Background())
+	s := n.Settings
+	p.pool = h2.NewPool(h2.PoolConfig{
+		Dial:           p.dialTunnel,
+		TLS:            p.clientTLS,
+		MaxStreams:     s.MaxStreams,
+		IdleTimeout:    s.PoolIdle,
+		ConnectTimeout: connectTimeout,
+		Settings:       s.HTTP2,
+		Budget:         n.Budget,
+		Log:            n.Log,
+	})
+	p.server = h2.NewServer(h2.ServerConfig{
+		TLS:       p.serverTLS,
+		Handler:   p.serveInbound,
+		Settings:  s.HTTP2,
+		Budget:    n.Budget,
+		Log:       n.Log,
+		ConnError: p.refusedTunnel,
+	})
+	return p
+}
+
+// Listen opens the pod's three ports in its namespace. When one cannot be opened
+// none stays open.
+func (p *Pod) Listen(ctx context.Context) error {
+	p.origSrc = p.node.Settings.OrigSrc
+	err := p.listenAll(ctx)
+	if err != nil && p.origSrc && !p.node.Settings.OrigSrcMust && errors.Is(err, unix.EPERM) {
+		p.origSrc = false
+		err = p.listenAll(ctx)
+	}
+	return err
+}
+
+func (p *Pod) listenAll(ctx context.Context) (err error) {
+	for _, l := range []struct {
+		slot **listener
+		port uint16
+	}{{&p.outbound, mesh.PortOutbound}, {&p.plaintext, mesh.PortPlaintext}, {&p.inbound, mesh.PortHBONE}} {
+		if *l.slot, err = p.listen(ctx, l.port); err != nil {
+			p.closeListeners()
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pod) listen(ctx context.Context, port uint16) (*listener, error) {
+	any := netip.IPv6Unspecified()
+	if !p.node.Settings.IPv6 {
+		any = netip.IPv4Unspecified()
+	}
+	l, err := p.ns.Listen(ctx, netip.AddrPortFrom(any, port), netns.ListenOptions{
+		ReusePort:   p.node.Settings.ReusePort,
+		Mark:        p.node.Settings.Mark,
+		Transparent: p.origSrc,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newListener(l), nil
+}
+
+// Run serves the pod until Drain has ended or ctx ends, which cuts every
+// connection off. Listen must have succeeded.
+func (p *Pod) Run(ctx context.Context) error {
+	p.node.add(p)
+	defer p.node.remove(p)
+	stop := context.AfterFunc(ctx, func() { p.cut(context.Cause(ctx)) })
+	defer stop()
+
+	var g run.Group
+	g.Add("outbound", p.acceptOutbound)
+	g.Add("plaintext", p.acceptPlaintext)
+	g.Add("inbound", p.acceptInbound)
+	g.Add("pool", p.pool.Run)
+	err := g.Run(p.ends)
+	p.Close()
+	return err
+}
+
+// Drain stops accepting, after everything that the kernel has accepted already,
+// and waits until the pod's connections have ended or ctx has, which cuts off
+// the rest. Run returns then.
+func (p *Pod) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, p.Close)
+	defer stop()
+	p.stopAccepting(ctx)
+	p.server.Drain(ctx)
+	p.flows.Wait()
+	p.pool.Drain(ctx)
+	p.Close()
+}
+
+// Gone is Drain for a pod that has left the mesh. Its connections may go on for
+// as long as the pod exists: one that was taken out of the mesh lives on, one
+// that was deleted ends them by itself.
+func (p *Pod) Gone(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go p.awaitDeleted(ctx, cancel)
+	p.Drain(ctx)
+}
+
+// awaitDeleted calls end a while after the pod's workload has been removed.
+func (p *Pod) awaitDeleted(ctx context.Context, end func()) {
+	gone := func(v workloads.View) bool { return v.WorkloadByInfo(p.info, p.node.Settings.NodeName) == nil }
+	if p.node.Mesh.Wait(ctx, gone) == nil && run.Sleep(ctx, p.node.Settings.DrainDefault) == nil {
+		end()
+	}
+}
+
+// Close cuts every connection off at once. It may be called again.
+func (p *Pod) Close() {
+	p.cut(reason.New(reason.Draining, "serve", p.info.String(), nil))
+	p.once.Do(func() {
+		p.closeListeners()
+		p.server.Close()
+		p.pool.Close()
+		p.ns.Close()
+	})
+}
+
+// stopAccepting returns when every connection that the kernel had accepted is
+// being served.
+func (p *Pod) stopAccepting(ctx context.Context) {
+	all := []*listener{p.outbound, p.plaintext, p.inbound}
+	for _, l := range all {
+		l.stop()
+	}
+	for _, l := range all {
+		l.wait(ctx)
+	}
+}
+
+func (p *Pod) closeListeners() {
+	for _, l := range []*listener{p.outbound, p.plaintext, p.inbound} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// Info returns the pod's name.
+func (p *Pod) Info() mesh.PodInfo { return p.info }
+
+func (n *Node) add(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods == nil {
+		n.pods = make(map[*Pod]struct{})
+	}
+	n.pods[p] = struct{}{}
+}
+
+func (n *Node) remove(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.pods, p)
+}
+
+func (n *Node) running() []*Pod {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	pods := make([]*Pod, 0, len(n.pods))
+	for p := range n.pods {
+		pods = append(pods, p)
+	}
+	return pods
+}
+
+// workload returns the pod's own workload, waiting for it if it has not come yet.
+func (p *Pod) workload(ctx context.Context) (*mesh.Workload, error) {
+	find := func(v workloads.View) *mesh.Workload { return v.WorkloadByInfo(p.info, p.node.Settings.NodeName) }
+	if w := find(p.node.Mesh); w != nil {
+		return w, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
+	defer cancel()
+	var w *mesh.Workload
+	err := p.node.Mesh.Wait(ctx, func(v workloads.View) bool { w = find(v); return w != nil })
+	if err != nil {
+		return nil, reason.Newf(reason.UnknownSource, "serve", "", "%s.%s (%s)", p.info.ServiceAccount, p.info.Namespace, p.info.Name)
+	}
+	return w, nil
+}
+
+func (p *Pod) serverTLS(ctx context.Context) (*tls.Config, error) {
+	w, err := p.workload(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return certs.ServerTLS(ctx, p.node.Certs, w.Identity(), certs.ServerOptions{})
+}
+
+func (p *Pod) clientTLS(ctx context.Context, to hbone.Peer) (*tls.Config, error) {
+	return certs.ClientTLS(ctx, p.node.Certs, to.Source, to.Expect)
+}
+
+func (p *Pod) dialTunnel(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	return p.dial(ctx, to, netip.Addr{}, reason.HBONETimeout)
+}
+
+// dial connects from inside the pod's namespace, from source if that is valid.
+// timeout is the reason for a handshake that nobody answered.
+func (p *Pod) dial(ctx context.Context, to netip.AddrPort, source netip.Addr, timeout reason.Reason) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	s := p.node.Settings
+	c, err := p.ns.Dial(ctx, to, netns.DialOptions{Mark: s.Mark, Source: source, KeepAlive: s.KeepAlive})
+	if err == nil {
+		p.tune(c)
+		return c, nil
+	}
+	why := reason.ConnectFailed
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		why = reason.ConnectRefused
+	case errors.Is(err, unix.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded):
+		why = timeout
+	}
+	return nil, reason.New(why, "connect", to.String(), err)
+}
+
+// tune sets the options that a connection to or from a program gets.
+func (p *Pod) tune(c *net.TCPConn) {
+	s := p.node.Settings
+	c.SetKeepAliveConfig(s.KeepAlive)
+	if s.UserTimeout <= 0 {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(s.UserTimeout.Milliseconds()))
+		})
+	}
+}
+
+// abort closes c with a reset, which its program sees as it would have seen the
+// failure to connect.
+func abort(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+// baggage is a workload's description, kept for as long as the workload is the same.
+type baggage struct {
+	of   *mesh.Workload
+	text string
+}
+
+func (p *Pod) baggage(w *mesh.Workload) string {
+	if b := p.telling.Load(); b != nil && b.of == w {
+		return b.text
+	}
+	b := &baggage{w, hbone.FormatBaggage(w)}
+	p.telling.Store(b)
+	return b.text
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
