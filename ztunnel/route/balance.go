@@ -33,8 +33,10 @@ func balance(v View, f Flow, svc *mesh.Service, port uint16, waypoint bool) (pic
 		if rank > best {
 			best, total, count = rank, 0, 0
 		}
-		total += uint64(endpoints[i].Workload.Capacity)
-		count++
+		if weight := uint64(endpoints[i].Workload.Capacity); weight > 0 {
+			total += weight
+			count++
+		}
 	}
 	if total == 0 {
 		return pick{}, false

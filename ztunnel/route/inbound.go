@@ -39,7 +39,7 @@ type Delivery struct {
 // Deliver validates a CONNECT and decides where it goes (protocols §1.7).
 // StatusOf gives the status of a refusal.
 func Deliver(v View, a Arrival) (Delivery, error) {
-	if dst, err := netip.ParseAddrPort(a.Authority); err == nil {
+	if dst, err := netip.ParseAddrPort(a.Authority); err == nil && dst.Port() != 0 {
 		return a.deliverAddress(v, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))
 	}
 	host, number, err := net.SplitHostPort(a.Authority)
@@ -47,7 +47,7 @@ func Deliver(v View, a Arrival) (Delivery, error) {
 		return Delivery{}, reason.New(reason.BadRequest, "parse authority", strconv.Quote(a.Authority), err)
 	}
 	port, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || !validHost(host) {
+	if err != nil || port == 0 || !validHost(host) {
 		return Delivery{}, reason.Newf(reason.BadRequest, "parse authority", strconv.Quote(a.Authority), "want address:port or hostname:port")
 	}
 	return a.deliverHost(v, host, uint16(port))

@@ -138,7 +138,7 @@ func chooseService(v View, f Flow, svc *mesh.Service) (Route, error) {
 	}
 	p, ok := balance(v, f, svc, f.Dst.Port(), false)
 	if !ok {
-		return Route{}, reason.New(reason.NoHealthyUpstream, "route", f.Dst.String(), nil)
+		return Route{}, reason.Newf(reason.NoHealthyUpstream, "route", "", "%s", f.Dst)
 	}
 	if p.workload.Network != f.Source.Network {
 		return Route{}, otherNetwork(f, p.workload)
@@ -164,7 +164,7 @@ func passthrough(f Flow, svc *mesh.Service) Route {
 func deliver(f Flow, svc *mesh.Service, w *mesh.Workload, port uint16, choice bool) (Route, error) {
 	ip, ok := address(w, svc, f.Dst.Addr())
 	if !ok && w.Hostname == "" {
-		return Route{}, reason.Newf(reason.NoHealthyUpstream, "route", f.Dst.String(), "%s has no address", w.UID)
+		return Route{}, reason.Newf(reason.NoHealthyUpstream, "route", "", "%s: %s has no address", f.Dst, w.UID)
 	}
 	target := netip.AddrPortFrom(ip, port)
 	r := Route{Kind: Direct, Next: target, Target: target, Service: svc, Workload: w, Balanced: choice}
