@@ -1,9 +1,13 @@
 // Package xds is the client side of delta xDS over one aggregated stream.
 //
-//	connect ─► stream ─► first request per type ─► response ─► Handle
-//	   ▲                   node, versions held        │  ▲
-//	   │ 20 ms … 15 s                        ACK/NACK ┘  └─ …
-//	   └────────────── the stream ends ◄─────────────────┘
+//	       ┌────────► connect ── fails ──────────────┐
+//	       │             │                           │
+//	       │  first request per type: node, versions │
+//	20 ms … 15 s         │                           │
+//	       │         response ──► Handle ──► ACK or NACK
+//	       │             ▲                           │
+//	       │             └───────────────────────────┤
+//	       └───────────── the stream ends ◄──────────┘
 //
 // What was accepted is kept, with its version, while the server is away; after a
 // reconnect the versions are told, so that only differences travel. A resource
@@ -17,11 +21,16 @@ package xds
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // Resource is one resource of a response.
@@ -45,16 +54,17 @@ type Subscription struct {
 	// adds later, are asked for.
 	Wildcard bool
 	Names    []string
-	// Handle takes the changes of one response and returns what it rejects. All
-	// others have taken effect when it returns. For a subscription by name, removed
-	// also tells that a name does not exist.
+	// Handle takes the changes of one response and returns what it rejects; all the
+	// rest has taken effect when it returns. What is removed is to be removed before
+	// anything is added. For a subscription by name, removed also tells that a name
+	// does not exist.
 	Handle func(added []Resource, removed []string) []Rejected
 }
 
-// Metrics is told about the stream; see protocols: xds_* metrics.
+// Metrics is told about the stream, for the xds_* metrics.
 type Metrics interface {
-	// ConnectionTerminated counts ends by reason: ConnectionError, Error, Reconnect
-	// or Complete.
+	// ConnectionTerminated counts the ends of streams by reason: ConnectionError,
+	// Error, Reconnect or Complete.
 	ConnectionTerminated(reason string)
 	// Message counts a response and its size in bytes.
 	Message(typeURL string, bytes int)
@@ -88,27 +98,121 @@ type Config struct {
 	Metrics Metrics // may be nil
 }
 
-// Client keeps one stream to the control plane.
-type Client struct{}
+// Client keeps one stream to the control plane. Make it with NewClient.
+type Client struct {
+	cfg    Config
+	target target
+	node   *structpb.Struct
+	types  []*typeState
+	byURL  map[string]*typeState
 
-// NewClient returns a client that does nothing until Run.
-func NewClient(cfg Config) (*Client, error) { return &Client{}, nil }
+	snapshot    chan struct{} // closed by the first snapshot
+	waiting     int           // wildcard types without an accepted response; run's own
+	connected   atomic.Bool
+	lastContact atomic.Int64 // Unix nanoseconds
 
-// Run connects, and connects again, until ctx ends. It returns nil then.
-func (c *Client) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+	wake chan struct{} // names have changed
+	mu   sync.Mutex    // guards every typeState's names and changed
+}
+
+// NewClient checks the settings and returns a client that does nothing until Run.
+func NewClient(cfg Config) (*Client, error) {
+	t, err := parseTarget(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	node, err := structpb.NewStruct(cfg.NodeMetadata)
+	if err != nil {
+		return nil, fmt.Errorf("xds: node metadata: %w", err)
+	}
+	if cfg.Log == nil {
+		return nil, errors.New("xds: no logger")
+	}
+	c := &Client{
+		cfg: cfg, target: t, node: node,
+		byURL:    make(map[string]*typeState, len(cfg.Types)),
+		snapshot: make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+	}
+	for _, sub := range cfg.Types {
+		if err := c.addType(sub); err != nil {
+			return nil, err
+		}
+	}
+	if c.waiting == 0 {
+		close(c.snapshot)
+	}
+	return c, nil
+}
+
+func (c *Client) addType(sub Subscription) error {
+	if sub.TypeURL == "" || sub.Handle == nil {
+		return fmt.Errorf("xds: subscription %q: want a type and a handler", sub.TypeURL)
+	}
+	if c.byURL[sub.TypeURL] != nil {
+		return fmt.Errorf("xds: type %s is subscribed to twice", sub.TypeURL)
+	}
+	st := newTypeState(sub)
+	c.types = append(c.types, st)
+	c.byURL[sub.TypeURL] = st
+	if sub.Wildcard {
+		c.waiting++
+	}
+	return nil
+}
+
+// Run connects, and connects again, until ctx ends; then it returns nil.
+func (c *Client) Run(ctx context.Context) error {
+	var wait backoff
+	for {
+		end := c.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if c.cfg.Metrics != nil {
+			c.cfg.Metrics.ConnectionTerminated(string(end.kind))
+		}
+		d := wait.next(end)
+		c.cfg.Log.Warn("control plane stream ended",
+			"address", c.cfg.Address, "reason", string(end.kind), "error", end.err, "retry_in", d.String())
+		if !sleep(ctx, d) {
+			return nil
+		}
+	}
+}
 
 // FirstSnapshot is closed once every wildcard type has had a response that was
 // accepted whole.
-func (c *Client) FirstSnapshot() <-chan struct{} { return nil }
+func (c *Client) FirstSnapshot() <-chan struct{} { return c.snapshot }
 
 // Connected reports whether a stream is up and has answered.
-func (c *Client) Connected() bool { return false }
+func (c *Client) Connected() bool { return c.connected.Load() }
 
 // LastContact is when the last response arrived; zero if none has.
-func (c *Client) LastContact() time.Time { return time.Time{} }
+func (c *Client) LastContact() time.Time {
+	if n := c.lastContact.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
 
-// Subscribe adds names to a subscription that is not a wildcard.
-func (c *Client) Subscribe(typeURL string, names ...string) {}
+// Subscribe adds names to a subscription that is not a wildcard. It does nothing
+// for an unknown type.
+func (c *Client) Subscribe(typeURL string, names ...string) { c.resubscribe(typeURL, names, true) }
 
 // Unsubscribe takes names back.
-func (c *Client) Unsubscribe(typeURL string, names ...string) {}
+func (c *Client) Unsubscribe(typeURL string, names ...string) { c.resubscribe(typeURL, names, false) }
+
+func (c *Client) resubscribe(typeURL string, names []string, wanted bool) {
+	st := c.byURL[typeURL]
+	if st == nil || st.sub.Wildcard {
+		return
+	}
+	c.mu.Lock()
+	st.want(names, wanted)
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
