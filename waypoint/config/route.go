@@ -10,11 +10,9 @@ import (
 
 // RouteTable is a set of virtual hosts (Envoy's RouteConfiguration), in order.
 type RouteTable struct {
-	Name                 string
-	Hosts                []VirtualHost
-	IgnorePort           bool // of the authority, when matching domains
-	MostSpecificWins     bool // header changes of the table come last, not first
-	RequestMods, RespMod HeaderMods
+	Name       string
+	Hosts      []VirtualHost
+	IgnorePort bool // of the authority, when matching domains
 }
 
 // VirtualHost is the routes of some domains.

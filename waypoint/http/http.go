@@ -57,6 +57,7 @@ type Request struct {
 	authority text
 	target    text // path and query as they are sent on
 	query     int  // index of '?' in target, or -1
+	method    text
 }
 
 // text is a short string in a buffer that its owner reuses.
@@ -65,6 +66,12 @@ type text []byte
 func (t *text) set(s []byte)         { *t = append((*t)[:0], s...) }
 func (t *text) setString(s string)   { *t = append((*t)[:0], s...) }
 func (r *Request) Authority() []byte { return r.authority }
+
+// MethodBytes returns the method as bytes.
+func (r *Request) MethodBytes() []byte {
+	r.method.setString(r.Method)
+	return r.method
+}
 
 // SetAuthority sets the host (and port) that the request is for.
 func (r *Request) SetAuthority(a []byte) { r.authority.set(a) }

@@ -85,6 +85,8 @@ func (m *Header) Match(r *http.Request) bool {
 	return m.Value.Match(value) != m.Invert
 }
 
+var https = []byte("https")
+
 // Field returns the value of a field or pseudo field.
 func Field(r *http.Request, name string) ([]byte, bool) {
 	if name == "" || name[0] != ':' {
@@ -99,14 +101,15 @@ func Field(r *http.Request, name string) ([]byte, bool) {
 	case ":path":
 		return r.Target(), true
 	case ":method":
-		return methodBytes(r.Method), true
+		return r.MethodBytes(), true
 	case ":scheme":
-		return []byte(r.Scheme), true
+		if r.Scheme == "https" {
+			return https, true
+		}
+		return https[:4], true
 	}
 	return nil, false
 }
-
-func methodBytes(m string) []byte { return []byte(m) }
 
 // Query compares one query parameter.
 type Query struct {
