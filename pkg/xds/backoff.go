@@ -11,13 +11,13 @@ const (
 	maxWait = 15 * time.Second
 )
 
-// backoff doubles the wait between streams. It starts over after one that the
+// backOff doubles the wait between streams. It starts over after one that the
 // server ended in order, or that held at least as long as the longest wait.
-type backoff struct{ last time.Duration }
+type backOff struct{ last time.Duration }
 
 // next returns how long to wait; up to a fifth less than the step, so that many
 // clients do not come back at once.
-func (b *backoff) next(end ending) time.Duration {
+func (b *backOff) next(end ending) time.Duration {
 	if end.kind == endComplete || end.kind == endReconnect || end.lived >= maxWait {
 		b.last = 0
 	}

@@ -163,7 +163,7 @@ func (c *Client) addType(sub Subscription) error {
 
 // Run connects, and connects again, until ctx ends; then it returns nil.
 func (c *Client) Run(ctx context.Context) error {
-	var wait backoff
+	var wait backOff
 	for {
 		end := c.session(ctx)
 		if ctx.Err() != nil {

@@ -17,9 +17,10 @@ const maxNackBytes = 16 << 10
 // typeState is what is known of one type. It outlives streams.
 type typeState struct {
 	sub      Subscription
-	versions map[string]string // of every resource that is held
-	aliases  map[string]string // alias to name, of the same
-	accepted bool              // a response was accepted whole
+	versions map[string]string   // of every resource that is held
+	aliases  map[string]string   // alias to name, of the same; not for wildcards
+	aliased  map[string][]string // name to its aliases
+	accepted bool                // a response was accepted whole
 
 	names   map[string]bool // subscribed to; guarded by Client.mu
 	changed map[string]bool // since the last request: name to wanted; guarded by Client.mu
@@ -30,6 +31,7 @@ func newTypeState(sub Subscription) *typeState {
 		sub:      sub,
 		versions: make(map[string]string),
 		aliases:  make(map[string]string),
+		aliased:  make(map[string][]string),
 		names:    make(map[string]bool),
 		changed:  make(map[string]bool),
 	}
@@ -114,11 +116,10 @@ func (st *typeState) forget(name string) {
 		name = target
 	}
 	delete(st.versions, name)
-	for alias, target := range st.aliases {
-		if target == name {
-			delete(st.aliases, alias)
-		}
+	for _, alias := range st.aliased[name] {
+		delete(st.aliases, alias)
 	}
+	delete(st.aliased, name)
 }
 
 // apply hands a response's changes over, notes the versions of what was accepted
@@ -165,7 +166,13 @@ func (st *typeState) check(r *discovery.Resource) error {
 }
 
 func (st *typeState) hold(r Resource) {
+	if st.sub.Wildcard {
+		st.versions[r.Name] = r.Version
+		return
+	}
+	st.forget(r.Name)
 	st.versions[r.Name] = r.Version
+	st.aliased[r.Name] = r.Aliases
 	for _, alias := range r.Aliases {
 		st.aliases[alias] = r.Name
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -51,7 +52,7 @@ func (c *Client) session(ctx context.Context) ending {
 	}
 	start := time.Now()
 	c.cfg.Log.Info("connected to control plane", "address", c.cfg.Address)
-	err = c.serve(ctx, s)
+	err = c.serve(ctx, cancel, s)
 	c.connected.Store(false)
 	return ending{kind: kindOf(err), err: err, lived: time.Since(start)}
 }
@@ -88,8 +89,9 @@ func kindOf(err error) endKind {
 	return endError
 }
 
-// serve speaks on the stream until it ends. Only this goroutine sends.
-func (c *Client) serve(ctx context.Context, s stream) error {
+// serve speaks on the stream until it ends. Only this
+// goroutine sends.
+func (c *Client) serve(ctx context.Context, cancel context.CancelFunc, s stream) error {
 	node := &core.Node{Id: c.cfg.NodeID, Metadata: c.node}
 	for _, st := range c.types {
 		if err := s.Send(c.firstRequest(st, node)); err != nil {
@@ -97,7 +99,10 @@ func (c *Client) serve(ctx context.Context, s stream) error {
 		}
 	}
 	responses, failed := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
-	go receive(ctx, s, responses, failed)
+	var receiver sync.WaitGroup
+	defer receiver.Wait()
+	defer cancel()
+	receiver.Go(func() { receive(ctx, s, responses, failed) })
 	for {
 		select {
 		case resp := <-responses:
