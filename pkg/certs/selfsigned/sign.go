@@ -59,22 +59,25 @@ func (a *Authority) SignCSR(csrPEM []byte, id mesh.Identity, ttl time.Duration) 
 	return append(chain, string(st.bundle())), nil
 }
 
+// ErrCSR is in the chain of errors that are the request's fault.
+var ErrCSR = errors.New("certificate request")
+
 // ParseCSR parses one PEM certificate request and checks its signature and the
 // strength of its key.
 func ParseCSR(text []byte) (*x509.CertificateRequest, error) {
 	block, _ := pem.Decode(text)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-		return nil, errors.New("certificate request: not a PEM certificate request")
+		return nil, fmt.Errorf("%w: not a PEM certificate request", ErrCSR)
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("certificate request: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("certificate request: bad signature: %w", err)
+		return nil, fmt.Errorf("%w: bad signature: %w", ErrCSR, err)
 	}
 	if err := checkKey(csr.PublicKey); err != nil {
-		return nil, fmt.Errorf("certificate request: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
 	}
 	return csr, nil
 }
