@@ -25,7 +25,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -111,8 +110,7 @@ type Client struct {
 	connected   atomic.Bool
 	lastContact atomic.Int64 // Unix nanoseconds
 
-	wake chan struct{} // names have changed
-	mu   sync.Mutex    // guards every typeState's names and changed
+	wake chan struct{} // there is something to send
 }
 
 // NewClient checks the settings and returns a client that does nothing until Run.
@@ -208,9 +206,11 @@ func (c *Client) resubscribe(typeURL string, names []string, wanted bool) {
 	if st == nil || st.sub.Wildcard {
 		return
 	}
-	c.mu.Lock()
 	st.want(names, wanted)
-	c.mu.Unlock()
+	c.wakeSender()
+}
+
+func (c *Client) wakeSender() {
 	select {
 	case c.wake <- struct{}{}:
 	default:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -17,6 +18,9 @@ const maxNackBytes = 16 << 10
 // typeState is what is known of one type. It outlives streams.
 type typeState struct {
 	sub      Subscription
+	accepted bool // a response was accepted whole; the receiver's own
+
+	mu       sync.Mutex          // guards what follows
 	versions map[string]string   // of every resource that is held
 	aliases  map[string]string   // alias to name, of the same; not for wildcards
 	aliased  map[string][]string // name to its aliases
@@ -43,6 +47,8 @@ func newTypeState(sub Subscription) *typeState {
 
 // want notes names that are subscribed to or not any more.
 func (st *typeState) want(names []string, wanted bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	for _, name := range names {
 		if st.names[name] == wanted {
 			continue
@@ -64,6 +70,8 @@ func (st *typeState) want(names []string, wanted bool) {
 // only differences come. Names that are awaited go along with an empty version,
 // which is how some servers learn of them again after a reconnect.
 func (st *typeState) firstRequest(node *core.Node) *discovery.DeltaDiscoveryRequest {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	clear(st.changed)
 	r := &discovery.DeltaDiscoveryRequest{
 		Node:                    node,
@@ -93,6 +101,8 @@ func (st *typeState) firstRequest(node *core.Node) *discovery.DeltaDiscoveryRequ
 
 // changeRequest tells changed names, or is nil.
 func (st *typeState) changeRequest() *discovery.DeltaDiscoveryRequest {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	if len(st.changed) == 0 {
 		return nil
 	}
@@ -103,7 +113,7 @@ func (st *typeState) changeRequest() *discovery.DeltaDiscoveryRequest {
 			continue
 		}
 		r.ResourceNamesUnsubscribe = append(r.ResourceNamesUnsubscribe, name)
-		st.forget(name)
+		st.forgetLocked(name)
 	}
 	clear(st.changed)
 	slices.Sort(r.ResourceNamesSubscribe)
@@ -111,7 +121,7 @@ func (st *typeState) changeRequest() *discovery.DeltaDiscoveryRequest {
 	return r
 }
 
-func (st *typeState) forget(name string) {
+func (st *typeState) forgetLocked(name string) {
 	if target, ok := st.aliases[name]; ok {
 		name = target
 	}
@@ -136,23 +146,30 @@ func (st *typeState) apply(resp *discovery.DeltaDiscoveryResponse) []Rejected {
 	}
 	if removed := resp.GetRemovedResources(); len(added)+len(removed) > 0 {
 		rejected = append(rejected, st.sub.Handle(added, removed)...)
-		for _, name := range removed {
-			st.forget(name)
-		}
 	}
-	bad := make(map[string]bool, len(rejected))
-	for _, r := range rejected {
-		bad[r.Name] = true
-	}
-	for _, r := range added {
-		if !bad[r.Name] {
-			st.hold(r)
-		}
-	}
+	st.note(added, resp.GetRemovedResources(), rejected)
 	if len(rejected) == 0 {
 		st.accepted = true
 	}
 	return rejected
+}
+
+// note records what is held now.
+func (st *typeState) note(added []Resource, removed []string, rejected []Rejected) {
+	bad := make(map[string]bool, len(rejected))
+	for _, r := range rejected {
+		bad[r.Name] = true
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, name := range removed {
+		st.forgetLocked(name)
+	}
+	for _, r := range added {
+		if !bad[r.Name] {
+			st.holdLocked(r)
+		}
+	}
 }
 
 func (st *typeState) check(r *discovery.Resource) error {
@@ -165,12 +182,12 @@ func (st *typeState) check(r *discovery.Resource) error {
 	return nil
 }
 
-func (st *typeState) hold(r Resource) {
+func (st *typeState) holdLocked(r Resource) {
 	if st.sub.Wildcard {
 		st.versions[r.Name] = r.Version
 		return
 	}
-	st.forget(r.Name)
+	st.forgetLocked(r.Name)
 	st.versions[r.Name] = r.Version
 	st.aliased[r.Name] = r.Aliases
 	for _, alias := range r.Aliases {

@@ -89,73 +89,79 @@ func kindOf(err error) endKind {
 	return endError
 }
 
-// serve speaks on the stream until it ends. Only this
-// goroutine sends.
+// serve takes responses until the stream ends; a second goroutine sends, so that
+// neither side can block the other.
 func (c *Client) serve(ctx context.Context, cancel context.CancelFunc, s stream) error {
+	var out outbox
 	node := &core.Node{Id: c.cfg.NodeID, Metadata: c.node}
 	for _, st := range c.types {
-		if err := s.Send(c.firstRequest(st, node)); err != nil {
-			return sendError(s, err)
-		}
+		out.put(st.firstRequest(node))
 	}
-	responses, failed := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
-	var receiver sync.WaitGroup
-	defer receiver.Wait()
+	c.wakeSender()
+	var sender sync.WaitGroup
+	defer sender.Wait()
 	defer cancel()
-	receiver.Go(func() { receive(ctx, s, responses, failed) })
-	for {
-		select {
-		case resp := <-responses:
-			if err := c.take(s, resp); err != nil {
-				return sendError(s, err)
-			}
-		case <-c.wake:
-			if err := c.sendChanges(s); err != nil {
-				return sendError(s, err)
-			}
-		case err := <-failed:
-			return err
-		}
-	}
-}
-
-// receive hands over responses until the stream ends or ctx does.
-func receive(ctx context.Context, s stream, responses chan<- *discovery.DeltaDiscoveryResponse, failed chan<- error) {
+	sender.Go(func() { c.send(ctx, s, &out) })
 	for {
 		resp, err := s.Recv()
 		if err != nil {
-			failed <- err
-			return
+			return err
 		}
-		select {
-		case responses <- resp:
-		case <-ctx.Done():
-			return
-		}
+		c.take(resp, &out)
 	}
 }
 
-// sendError finds out why a stream that cannot be sent on has ended: Send itself
-// says only io.EOF.
-func sendError(s stream, err error) error {
-	if !errors.Is(err, io.EOF) {
-		return err
-	}
+// outbox is what waits to be sent.
+type outbox struct {
+	mu       sync.Mutex
+	requests []*discovery.DeltaDiscoveryRequest
+}
+
+func (o *outbox) put(r *discovery.DeltaDiscoveryRequest) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.requests = append(o.requests, r)
+}
+
+func (o *outbox) takeAll() []*discovery.DeltaDiscoveryRequest {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r := o.requests
+	o.requests = nil
+	return r
+}
+
+// send sends what is in the outbox, and names that have changed. When it fails,
+// Recv fails too and knows why.
+func (c *Client) send(ctx context.Context, s stream, out *outbox) {
 	for {
-		if _, err := s.Recv(); err != nil {
-			return err
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return
+		}
+		requests := out.takeAll()
+		for _, st := range c.types {
+			if r := st.changeRequest(); r != nil {
+				requests = append(requests, r)
+			}
+		}
+		for _, r := range requests {
+			if s.Send(r) != nil {
+				return
+			}
 		}
 	}
 }
 
 // take applies one response and answers it.
-func (c *Client) take(s stream, resp *discovery.DeltaDiscoveryResponse) error {
+func (c *Client) take(resp *discovery.DeltaDiscoveryResponse, out *outbox) {
 	c.lastContact.Store(time.Now().UnixNano())
 	c.connected.Store(true)
 	st := c.byURL[resp.GetTypeUrl()]
 	if st == nil {
 		c.cfg.Log.Warn("control plane sent a type that was not asked for", "type", resp.GetTypeUrl())
-		return nil
+		return
 	}
 	first := !st.accepted
 	rejected := st.apply(resp)
@@ -164,35 +170,12 @@ func (c *Client) take(s stream, resp *discovery.DeltaDiscoveryResponse) error {
 	}
 	c.cfg.Log.Debug("response applied", "type", resp.GetTypeUrl(),
 		"resources", len(resp.GetResources()), "removed", len(resp.GetRemovedResources()))
-	if err := s.Send(answer(resp, rejected)); err != nil {
-		return err
-	}
+	out.put(answer(resp, rejected))
+	c.wakeSender()
 	if first && st.accepted && st.sub.Wildcard {
 		c.waiting--
 		if c.waiting == 0 {
 			close(c.snapshot)
 		}
 	}
-	return nil
-}
-
-func (c *Client) firstRequest(st *typeState, node *core.Node) *discovery.DeltaDiscoveryRequest {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return st.firstRequest(node)
-}
-
-func (c *Client) sendChanges(s stream) error {
-	for _, st := range c.types {
-		c.mu.Lock()
-		r := st.changeRequest()
-		c.mu.Unlock()
-		if r == nil {
-			continue
-		}
-		if err := s.Send(r); err != nil {
-			return err
-		}
-	}
-	return nil
 }
