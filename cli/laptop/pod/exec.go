@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,8 @@ type ExecSpec struct {
 
 // Exec runs a command inside all of a pod's namespaces, passes signals on to it
 // and returns its exit status. A status of 127 with an error means that it could
-// not be started.
-func Exec(s ExecSpec) (status int, err error) {
+// not be started. When ctx ends the command is killed.
+func Exec(ctx context.Context, s ExecSpec) (status int, err error) {
 	type result struct {
 		status int
 		err    error
@@ -34,14 +35,14 @@ func Exec(s ExecSpec) (status int, err error) {
 	go func() {
 		// The thread leaves its namespaces for good: it ends with the goroutine.
 		runtime.LockOSThread()
-		status, err := s.run()
+		status, err := s.run(ctx)
 		done <- result{status, err}
 	}()
 	r := <-done
 	return r.status, r.err
 }
 
-func (s ExecSpec) run() (int, error) {
+func (s ExecSpec) run(ctx context.Context) (int, error) {
 	if err := enterAll(s.PID); err != nil {
 		return 127, fmt.Errorf("enter the pod's namespaces: %w", err)
 	}
@@ -49,7 +50,7 @@ func (s ExecSpec) run() (int, error) {
 	if err != nil {
 		return 127, err
 	}
-	cmd := exec.Command(path, s.Command[1:]...)
+	cmd := exec.CommandContext(ctx, path, s.Command[1:]...)
 	cmd.Args[0] = s.Command[0]
 	cmd.Env, cmd.Dir = s.Env, "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.Stdin, s.Stdout, s.Stderr

@@ -111,6 +111,9 @@ func (p *Process) Terminate(grace time.Duration) {
 	<-p.done
 }
 
+// Kill kills the process without asking.
+func (p *Process) Kill() { _ = p.cmd.Process.Kill() }
+
 // WriteEtc writes a pod's resolv.conf and hosts into dir.
 func WriteEtc(dir, hostname, namespace, domain string, nameservers, addrs []string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
