@@ -194,7 +194,7 @@ func (p *Pod) listen(ctx context.Context, port uint16) (*listener, error) {
 func (p *Pod) Run(ctx context.Context) error {
 	p.node.add(p)
 	defer p.node.remove(p)
-	stop := context.AfterFunc(ctx, func() { p.cut(context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, p.Close)
 	defer stop()
 
 	var g run.Group

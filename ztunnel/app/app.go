@@ -1,0 +1,301 @@
+// Package app puts a ztunnel together: the node's view of the mesh, its
+// certificates, the pods' proxies and the ports for people and for Kubernetes.
+//
+//	control plane ── xDS ──▶ workloads ──▶ proxy ◀── inpod ◀── ZDS ── node agent
+//	              ── CA  ──▶ certs ────────▶ │
+//	                                         └──▶ access log, metrics, admin
+//
+// A ztunnel asks the node agent for pods only after the control plane has told it
+// the mesh, and goes on with what it knows when the control plane is away. Its
+// ports are opened so that a successor can start beside it; at the end it stops
+// accepting, and connections may go on until the drain time is over.
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/culvert-mesh/culvert/pkg/accesslog"
+	"github.com/culvert-mesh/culvert/pkg/admin"
+	"github.com/culvert-mesh/culvert/pkg/certs"
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
+	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/metrics"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/xds"
+	"github.com/culvert-mesh/culvert/pkg/zds"
+	"github.com/culvert-mesh/culvert/ztunnel/inpod"
+	"github.com/culvert-mesh/culvert/ztunnel/proxy"
+)
+
+// Main is a ztunnel process: it reads its configuration from environ, runs until
+// ctx ends and drains. Its log goes to out. It takes no arguments.
+func Main(ctx context.Context, args []string, environ []string, out io.Writer) error {
+	if len(args) > 0 && args[0] != "proxy" { // upstream's image passes "proxy ztunnel"
+		return fmt.Errorf("unexpected argument %q: ztunnel is configured by its environment", args[0])
+	}
+	cfg, err := ParseConfig(environ)
+	if err != nil {
+		return err
+	}
+	debug.SetMemoryLimit(memoryLimit(os.DirFS("/sys/fs/cgroup")))
+	a, err := New(cfg, out)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// App is one ztunnel.
+type App struct {
+	cfg      Config
+	out      *logging.Writer
+	levels   *logging.Levels
+	log      *slog.Logger
+	registry *prometheus.Registry
+	ready    *admin.Readiness
+	store    *workloads.Store
+	xds      *xds.Client // nil without a control plane
+	certs    *certs.Cache
+	closeCA  func() error
+	prefetch *prefetch
+	tcp      *metrics.TCP
+	node     *proxy.Node
+	pods     *inpod.Pods
+	zds      *zds.Client // nil without a node agent
+	learned  func()      // opens the gate "state manager"
+	quit     context.CancelFunc
+	quitting context.Context // ends when an administrator asks for it
+}
+
+// New builds a ztunnel that logs to out. It starts nothing, but reads the local
+// workload file if there is one.
+func New(cfg Config, out io.Writer) (*App, error) {
+	a := &App{cfg: cfg, ready: admin.NewReadiness(), store: workloads.New()}
+	a.quitting, a.quit = context.WithCancel(context.Background())
+	if err := a.buildLog(out); err != nil {
+		return nil, err
+	}
+	a.registry = metrics.NewRegistry("ztunnel", version())
+	a.learned, _ = a.ready.Gate("state manager")
+	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildNode, a.buildPods} {
+		if err := build(); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *App) buildLog(out io.Writer) (err error) {
+	if a.levels, err = logging.NewLevels(scopes(a.cfg.LogFilter)); err != nil {
+		return fmt.Errorf("RUST_LOG: %w", err)
+	}
+	a.out = logging.NewWriter(out, 0)
+	a.log = slog.New(logging.NewHandler(a.out, a.format(), a.levels))
+	return nil
+}
+
+func (a *App) format() logging.Format {
+	if a.cfg.LogJSON {
+		return logging.JSON
+	}
+	return logging.Plain
+}
+
+func (a *App) buildNode() error {
+	a.tcp = metrics.NewTCP(a.registry, metrics.TCPConfig{Alive: a.alive})
+	a.node = &proxy.Node{
+		Settings: a.settings(),
+		Mesh:     a.store,
+		Certs:    a.certs,
+		Metrics:  a.tcp,
+		Access:   accesslog.New(a.out, a.format(), a.levels),
+		Budget:   hbone.NewBudget(bufferBudget),
+		Resolver: net.DefaultResolver,
+		Log:      logging.Scope(a.log, "proxy"),
+	}
+	return nil
+}
+
+// bufferBudget is what all tunnels of the node together may buffer, in bytes.
+const bufferBudget = 256 << 20
+
+func (a *App) settings() proxy.Settings {
+	c := a.cfg
+	s := proxy.Settings{
+		NodeName:     c.NodeName,
+		Network:      c.Network,
+		Mark:         c.Mark,
+		ReusePort:    c.ReusePort,
+		IPv6:         c.IPv6,
+		OrigSrc:      c.OrigSrc != OrigSrcOff,
+		OrigSrcMust:  c.OrigSrc == OrigSrcOn,
+		AppLoopback:  c.AppLoopback,
+		Baggage:      c.Baggage,
+		LogPolicy:    c.LogPolicy,
+		MaxStreams:   c.PoolMaxStreams,
+		PoolIdle:     c.PoolIdle,
+		DrainDefault: leaveTime,
+		HTTP2: h2.Settings{
+			MaxStreamWindow: int(c.StreamWindow),
+			MaxConnWindow:   int(c.ConnectionWindow),
+			MaxFrameSize:    int(c.FrameSize),
+		},
+	}
+	k := c.KeepAlive
+	s.KeepAlive = net.KeepAliveConfig{Enable: k.Enabled, Idle: k.Idle, Interval: k.Interval, Count: k.Retries}
+	if k.UserTimeout {
+		s.UserTimeout = k.Idle + time.Duration(k.Retries)*k.Interval
+	}
+	return s
+}
+
+// leaveTime is how long the connections of a deleted pod may go on.
+const leaveTime = 5 * time.Second
+
+// alive reports whether a workload still exists whose series are to be kept.
+func (a *App) alive(namespace, workload string) bool { return a.prefetch.exists(namespace, workload) }
+
+func (a *App) buildPods() error {
+	ready, notReady := a.ready.Gate("workload proxy manager")
+	if a.cfg.ZDSSocket == "" {
+		ready()
+	}
+	a.pods = inpod.New(inpod.Config{
+		New: func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) inpod.Proxy {
+			return a.node.NewPod(uid, info, ns)
+		},
+		Ready:    ready,
+		NotReady: notReady,
+		Metrics:  inpod.NewMetrics(a.registry),
+		Log:      logging.Scope(a.log, "inpod"),
+	})
+	if a.cfg.ZDSSocket != "" {
+		a.zds = zds.NewClient(a.cfg.ZDSSocket, a.pods, zds.ClientConfig{Log: logging.Scope(a.log, "zds")})
+	}
+	return nil
+}
+
+// Run serves until ctx ends, an administrator quits it or a part fails, and then
+// drains.
+func (a *App) Run(ctx context.Context) error {
+	defer a.close()
+	a.greet()
+	stop, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(a.quitting, cancel)()
+
+	// The parts outlive ctx: they serve the connections that are draining.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	logs := make(chan error, 1)
+	logLife, endLogs := context.WithCancel(context.WithoutCancel(ctx))
+	go a.writeLogs(logLife, logs)
+	defer func() { endLogs(); <-logs }()
+
+	var g run.Group
+	a.addParts(&g)
+	g.Add("pods", func(ctx context.Context) error {
+		defer end()
+		return a.servePods(ctx, stop)
+	})
+	err := g.Run(life)
+	a.log.Info("stopped", "error", err)
+	return err
+}
+
+func (a *App) writeLogs(ctx context.Context, done chan<- error) { done <- a.out.Run(ctx) }
+
+func (a *App) addParts(g *run.Group) {
+	if a.xds != nil {
+		g.Add("xds", a.xds.Run)
+		g.Add("state manager", a.awaitSnapshot)
+	}
+	g.Add("certificates", a.certs.Run)
+	g.Add("metrics series", a.tcp.Run)
+	g.Add("policy", a.node.Recheck)
+	g.Add("admin", a.adminServer().Run)
+	g.Add("metrics", admin.NewMetricsServer(a.server(net.IPv6unspecified.String(), a.cfg.StatsPort), metrics.Handler(a.registry)).Run)
+	g.Add("readiness", admin.NewReadinessServer(a.server(net.IPv6unspecified.String(), a.cfg.ReadyPort), a.ready).Run)
+}
+
+func (a *App) awaitSnapshot(ctx context.Context) error {
+	select {
+	case <-a.xds.FirstSnapshot():
+		a.learned()
+		a.log.Info("the mesh is known")
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// servePods serves the node's pods until stop ends or ctx, which is a failure of
+// another part, does. Then it drains them.
+func (a *App) servePods(ctx, stop context.Context) error {
+	serving, cancel := context.WithCancel(stop)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	if a.xds != nil {
+		select {
+		case <-a.xds.FirstSnapshot():
+		case <-serving.Done():
+			return nil
+		}
+	}
+	var g run.Group
+	g.Add("inpod", a.pods.Run)
+	if a.zds != nil {
+		g.Add("zds", a.zds.Run)
+	} else {
+		g.Add("stop", func(ctx context.Context) error { <-ctx.Done(); return nil })
+	}
+	err := g.Run(serving)
+
+	a.log.Info("draining", "deadline", a.cfg.DrainTime)
+	deadline, done := context.WithTimeout(ctx, a.cfg.DrainTime)
+	defer done()
+	a.pods.Drain(deadline)
+	return err
+}
+
+func (a *App) close() {
+	a.prefetch.close()
+	if a.closeCA != nil {
+		a.closeCA()
+	}
+}
+
+func (a *App) greet() {
+	c := a.cfg
+	a.log.Info("starting", "version", version(), "go", runtime.Version(), "node", c.NodeName, "network", c.Network,
+		"xds", c.XDS.Address, "ca", c.CA.Address)
+	if c.FakeCA {
+		a.log.Warn("FAKE_CA: certificates are signed by a key that everybody knows")
+	}
+	if c.DNSCapture {
+		a.log.Warn("DNS capture is asked for but not served: the node agent must not redirect DNS")
+	}
+}
+
+// server is one of the ports. A successor may open it while we still do.
+func (a *App) server(host string, port uint16) admin.Config {
+	return admin.Config{
+		Addr:   net.JoinHostPort(host, fmt.Sprint(port)),
+		Listen: listenShared,
+		Name:   "ztunnel",
+		Log:    logging.Scope(a.log, "admin"),
+	}
+}
