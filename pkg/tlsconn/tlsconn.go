@@ -32,7 +32,8 @@ type Conn struct {
 	wmu sync.Mutex // serialises writers, so that a batch is one caller's
 
 	// pending says that the last record read did not fit: tls holds the rest.
-	pending bool // owned by the reader
+	pending bool  // owned by the reader
+	readErr error // owned by the reader: met after data that has been returned first
 }
 
 // Client makes c the client's end of a TLS connection. It returns when the
@@ -98,25 +99,21 @@ func (c *Conn) ReadBatch(p []byte) (int, error) {
 	}
 }
 
-// readBuffered decrypts what has been received into p. An error that follows
-// data is kept by tls and returned by the next call.
+// readBuffered decrypts what has been received into p.
 func (c *Conn) readBuffered(p []byte) (int, error) {
 	n := 0
-	for n < len(p) && (c.pending || c.t.whole()) {
+	for c.readErr == nil && n < len(p) && (c.pending || c.t.whole()) {
 		m, err := c.tls.Read(p[n:])
 		n += m
 		c.pending = m > 0 && n == len(p)
-		if errors.Is(err, errWouldBlock) {
-			continue
-		}
-		if err != nil && n == 0 {
-			return 0, err
-		}
-		if err != nil {
-			break
+		if !errors.Is(err, errWouldBlock) {
+			c.readErr = err
 		}
 	}
-	return n, nil
+	if n > 0 {
+		return n, nil
+	}
+	return 0, c.readErr
 }
 
 // Read implements io.Reader.

@@ -69,3 +69,28 @@ type ConnInfo struct {
 	RTT     time.Duration
 	State   string // "open", "draining"
 }
+
+func (s Settings) withDefaults(client bool) Settings {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&s.StreamWindow, 256<<10)
+	def(&s.MaxStreamWindow, 16<<20)
+	def(&s.ConnWindow, 4<<20)
+	def(&s.MaxConnWindow, 16<<20)
+	def(&s.MaxFrameSize, 1<<20)
+	if client {
+		def(&s.MaxHeaderList, 16<<10)
+	} else {
+		def(&s.MaxHeaderList, 64<<10)
+	}
+	if s.PingInterval == 0 {
+		s.PingInterval = 10 * time.Second
+	}
+	if s.PingTimeout == 0 {
+		s.PingTimeout = 20 * time.Second
+	}
+	return s
+}

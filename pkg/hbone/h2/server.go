@@ -1,0 +1,298 @@
+package h2
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/tlsconn"
+)
+
+// Server accepts tunnels. Make one with NewServer.
+type Server struct {
+	cfg    ServerConfig
+	ctx    context.Context // of the handlers; ends with Close
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	conns    map[*conn]struct{}
+	greeting map[net.Conn]struct{} // in their handshake
+	draining bool
+	closed   bool
+	changed  chan struct{} // closed and replaced when a connection has gone
+}
+
+// NewServer returns a server that does nothing until Serve is called.
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.MaxStreams == 0 {
+		cfg.MaxStreams = 200
+	}
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Server{
+		cfg: cfg, ctx: ctx, cancel: cancel,
+		conns:    make(map[*conn]struct{}),
+		greeting: make(map[net.Conn]struct{}),
+		changed:  make(chan struct{}),
+	}
+}
+
+// Serve accepts connections until ctx ends or ln fails. When ctx ends it closes
+// ln, tells every connection to go away and returns nil; open streams go on:
+// wait for them with Drain, end them with Close. A server may serve several
+// listeners.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+	defer ln.Close()
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+			go s.serveConn(c)
+		case ctx.Err() != nil:
+			s.startDrain()
+			return nil
+		case s.stopped():
+			return nil
+		case transient(err):
+			s.cfg.Log.Warn("accept tunnel", "error", err)
+			pause(ctx, 20*time.Millisecond)
+		default:
+			return reason.New(reason.Internal, "accept tunnel", ln.Addr().String(), err)
+		}
+	}
+}
+
+// transient reports whether Accept may succeed when tried again: out of file
+// descriptors, or a connection that was gone before it was accepted.
+func transient(err error) bool { return !errors.Is(err, net.ErrClosed) }
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+func (s *Server) stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining || s.closed
+}
+
+// serveConn serves one accepted connection to its end.
+func (s *Server) serveConn(c net.Conn) {
+	err := s.ServeConn(c)
+	if err != nil {
+		s.cfg.Log.Debug("tunnel ended", "peer", c.RemoteAddr(), "error", err)
+	}
+}
+
+// ServeConn serves one connection to its end, as Serve does for those that it
+// accepts, and returns why it ended: nil in good order. It owns c.
+func (s *Server) ServeConn(c net.Conn) error {
+	defer c.Close()
+	tc, err := s.handshake(c)
+	if err != nil {
+		if s.cfg.ConnError != nil {
+			s.cfg.ConnError(remoteAddr(c), err)
+		}
+		return err
+	}
+	hc := newConn(tc, false, s.cfg.Settings, s.cfg.Budget, s.cfg.Log)
+	hc.serverSide = s.newSide(tc)
+	hc.greet(s.cfg.MaxStreams)
+	if !s.add(hc, c) {
+		return reason.New(reason.Draining, "accept tunnel", c.RemoteAddr().String(), nil)
+	}
+	defer s.remove(hc)
+	late := time.AfterFunc(s.cfg.HandshakeTimeout, hc.checkGreeted)
+	defer late.Stop()
+	hc.startPings()
+	return hc.run()
+}
+
+// serverSide is what a server's connection has and a client's has not.
+type serverSide struct {
+	ctx        context.Context
+	handler    hbone.Handler
+	incoming   hbone.Incoming // what all CONNECTs of the connection share
+	maxStreams int
+	handlers   int // running; guarded by conn.mu
+}
+
+func (s *Server) newSide(tc *tlsconn.Conn) serverSide {
+	certs := tc.ConnectionState().PeerCertificates
+	return serverSide{
+		ctx: s.ctx, handler: s.cfg.Handler, maxStreams: s.cfg.MaxStreams,
+		incoming: hbone.Incoming{Peer: identity(certs), PeerCerts: certs, Local: tc.LocalAddr(), Remote: tc.RemoteAddr()},
+	}
+}
+
+// identity returns the first URI SAN of the leaf that is an identity.
+func identity(certs []*x509.Certificate) mesh.Identity {
+	if len(certs) == 0 {
+		return mesh.Identity{}
+	}
+	for _, uri := range certs[0].URIs {
+		if id, err := mesh.ParseIdentity(uri.String()); err == nil {
+			return id
+		}
+	}
+	return mesh.Identity{}
+}
+
+// handshake does the TLS handshake of an accepted connection.
+func (s *Server) handshake(c net.Conn) (*tlsconn.Conn, error) {
+	if !s.begin(c) {
+		return nil, reason.New(reason.Draining, "accept tunnel", c.RemoteAddr().String(), nil)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
+	defer cancel()
+	cfg, err := s.cfg.TLS(ctx)
+	if err != nil {
+		s.end(c)
+		return nil, err
+	}
+	tc, err := tlsconn.ServerOver(ctx, c, cfg)
+	if err != nil {
+		s.end(c)
+		return nil, tlsError("accept tunnel", c.RemoteAddr().String(), err)
+	}
+	return tc, nil
+}
+
+// tlsError gives a handshake's failure its reason: the one that the TLS
+// configuration's verification found, else reason.TLSFailure.
+func tlsError(op, subject string, err error) error {
+	if r := reason.Of(err); r != reason.Internal {
+		return reason.New(r, op, subject, err)
+	}
+	return reason.New(reason.TLSFailure, op, subject, err)
+}
+
+func (s *Server) begin(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.greeting[c] = struct{}{}
+	return true
+}
+
+func (s *Server) end(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.greeting, c)
+	s.notify()
+}
+
+// notify wakes those who wait for connections to go. s.mu is held.
+func (s *Server) notify() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Server) add(hc *conn, c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.greeting, c)
+	if s.closed {
+		return false
+	}
+	s.conns[hc] = struct{}{}
+	if s.draining {
+		hc.drain()
+	}
+	return true
+}
+
+func (s *Server) remove(hc *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, hc)
+	s.notify()
+}
+
+// checkGreeted ends a connection whose client has not sent its preface in time.
+func (c *conn) checkGreeted() {
+	c.mu.Lock()
+	late := !c.peerSet
+	c.mu.Unlock()
+	if late {
+		c.kill(reason.Newf(reason.TunnelHandshake, "accept tunnel", c.t.RemoteAddr().String(), "no SETTINGS in time"))
+	}
+}
+
+// startDrain tells every connection to finish its streams and take no more.
+func (s *Server) startDrain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	for c := range s.conns {
+		c.drain()
+	}
+}
+
+// Drain tells every connection to go away, lets open streams finish and returns
+// when the last connection has closed or ctx has ended, then with ctx's cause.
+func (s *Server) Drain(ctx context.Context) error {
+	s.startDrain()
+	for {
+		s.mu.Lock()
+		left, changed := len(s.conns)+len(s.greeting), s.changed
+		s.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Close ends everything at once: handlers' contexts, streams and connections.
+// Serve must be ended by its context or its listener. Close may be called again.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.cancel()
+	for c := range s.greeting {
+		_ = c.Close()
+	}
+	for c := range s.conns {
+		go c.hangUp()
+	}
+	return nil
+}
+
+// hangUp resets every stream, says so, and ends the connection.
+func (c *conn) hangUp() {
+	c.mu.Lock()
+	for id := range c.streams {
+		c.ctl = appendReset(c.ctl, id, 0x8) // CANCEL: the peer takes it for an end
+	}
+	c.ctl = appendGoAway(c.ctl, c.lastID, 0, "")
+	c.mu.Unlock()
+	c.fail(reason.New(reason.TunnelClosed, "close tunnel", c.t.RemoteAddr().String(), nil))
+	time.AfterFunc(linger, c.cut)
+}

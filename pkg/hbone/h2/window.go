@@ -1,0 +1,66 @@
+package h2
+
+import (
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+)
+
+// recvWindow is what a peer may still send us, on a stream or on the whole
+// connection. It grows while a window's worth of bytes passes in less than two
+// round trips, for then it is the window that limits the sender.
+type recvWindow struct {
+	size   int       // what the peer may have in flight
+	max    int       // what size may grow to
+	avail  int       // what the peer may send now
+	unsent int       // consumed and not yet credited
+	grown  int       // taken from the budget
+	seen   int       // consumed in this epoch
+	epoch  time.Time // when the epoch began
+}
+
+func newRecvWindow(size, most int) recvWindow {
+	return recvWindow{size: size, max: most, avail: size}
+}
+
+// receive takes n arrived bytes off the window; false if it was too small.
+func (w *recvWindow) receive(n int) bool {
+	w.avail -= n
+	return w.avail >= 0
+}
+
+// consume notes n bytes as delivered and returns the credit to send, often 0.
+func (w *recvWindow) consume(n int, rtt time.Duration, budget *hbone.Budget) int {
+	w.unsent += n
+	w.seen += n
+	if w.unsent < w.size/2 {
+		return 0
+	}
+	credit := w.unsent + w.grow(rtt, budget)
+	w.unsent = 0
+	w.avail += credit
+	return credit
+}
+
+// grow returns by how much the window became larger.
+func (w *recvWindow) grow(rtt time.Duration, budget *hbone.Budget) int {
+	if w.seen < w.size {
+		return 0
+	}
+	now := time.Now()
+	took := now.Sub(w.epoch)
+	w.epoch, w.seen = now, 0
+	more := min(w.size, w.max-w.size)
+	if rtt == 0 || took > 2*rtt || more <= 0 || !budget.Take(int64(more)) {
+		return 0
+	}
+	w.size += more
+	w.grown += more
+	return more
+}
+
+// release returns to the budget what the window took from it.
+func (w *recvWindow) release(budget *hbone.Budget) {
+	budget.Give(int64(w.grown))
+	w.grown = 0
+}
