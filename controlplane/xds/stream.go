@@ -1,0 +1,308 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// wildcard stands for every resource of a type.
+const wildcard = "*"
+
+// Subscription is what a client is sent of one type, and how it took it.
+type subscription struct {
+	wildcard bool
+	names    map[string]struct{} // asked for by name or alias
+	pending  map[string]struct{} // changed since they were last sent
+	since    time.Time           // when the oldest pending change came
+	answer   bool                // a response is due even without content
+	status   TypeStatus
+	sent     map[string]time.Time // nonces not yet answered, and when their changes came
+}
+
+// TypeStatus is how a client stands with one type.
+type TypeStatus struct {
+	Sent     string    `json:"sent,omitempty"`  // nonce of the latest response
+	Acked    string    `json:"acked,omitempty"` // nonce of the latest one it answered
+	Synced   bool      `json:"synced"`          // it has accepted all it was sent
+	Nacks    int       `json:"nacks,omitempty"` // responses that it refused in part or whole
+	LastNack string    `json:"nack,omitempty"`  // its reason, while the latest answer is a refusal
+	NackTime time.Time `json:"nackTime,omitzero"`
+	Pushes   int       `json:"pushes"`
+}
+
+// stream is one client's stream. Lock order: Cache.mu, then stream.mu.
+type stream struct {
+	client Client
+	order  []string // types, in the order of pushing
+	wake   chan struct{}
+
+	mu    sync.Mutex
+	subs  map[string]*subscription
+	nonce uint64
+}
+
+func newStream(c Client, order []string) *stream {
+	return &stream{client: c, order: order, wake: make(chan struct{}, 1), subs: map[string]*subscription{}}
+}
+
+// signal wakes the sender; signals while it is awake count as one.
+func (s *stream) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// mark notes a change, if the client has subscribed to it and may see it. The
+// caller holds Cache.mu.
+func (s *stream) mark(n Name, old, new *Resource) bool {
+	if !(old != nil && old.visible(s.client.Scope) || new != nil && new.visible(s.client.Scope)) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub := s.subs[n.Type]
+	if sub == nil {
+		return false
+	}
+	marked := sub.markLocked(n.Name, sub.wildcard)
+	if len(sub.names) > 0 {
+		for _, r := range []*Resource{old, new} {
+			if r == nil {
+				continue
+			}
+			for _, a := range r.Aliases {
+				marked = sub.markLocked(a, false) || marked
+			}
+		}
+	}
+	return marked
+}
+
+// markLocked adds a name to what is pending, if it is subscribed to.
+func (sub *subscription) markLocked(name string, wanted bool) bool {
+	if !wanted {
+		if _, wanted = sub.names[name]; !wanted {
+			return false
+		}
+	}
+	if len(sub.pending) == 0 {
+		sub.since = time.Now()
+	}
+	sub.pending[name] = struct{}{}
+	return true
+}
+
+// request takes a request: an answer to a response, a subscription, or both.
+func (s *stream) request(c *Cache, req *discovery.DeltaDiscoveryRequest, now time.Time) (acked time.Duration, nack string) {
+	c.mu.RLock() // no change is published between looking and subscribing
+	defer c.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub := s.subs[req.GetTypeUrl()]
+	if sub == nil {
+		sub = &subscription{names: map[string]struct{}{}, pending: map[string]struct{}{}, sent: map[string]time.Time{}, answer: true}
+		s.subs[req.GetTypeUrl()] = sub
+		sub.open(c.types[req.GetTypeUrl()], s.client.Scope, req)
+		s.signal()
+		return 0, ""
+	}
+	if req.GetResponseNonce() != "" {
+		acked, nack = sub.answered(req, now)
+	}
+	if len(req.GetResourceNamesSubscribe())+len(req.GetResourceNamesUnsubscribe()) > 0 {
+		sub.change(c.types[req.GetTypeUrl()], s.client.Scope, req)
+		s.signal()
+	}
+	return acked, nack
+}
+
+// open takes the first request for a type. Without names it asks for everything.
+func (sub *subscription) open(t *typeCache, scope string, req *discovery.DeltaDiscoveryRequest) {
+	held := req.GetInitialResourceVersions()
+	names := req.GetResourceNamesSubscribe()
+	unsubscribed := slices.Contains(req.GetResourceNamesUnsubscribe(), wildcard)
+	sub.wildcard = (len(names) == 0 || slices.Contains(names, wildcard)) && !unsubscribed
+	sub.since = time.Now()
+	for _, n := range names {
+		if n != wildcard {
+			sub.names[n] = struct{}{}
+		}
+	}
+	if !sub.wildcard {
+		for n := range held { // what is held by name is still wanted by name
+			sub.names[n] = struct{}{}
+		}
+	}
+	sub.enqueue(t, scope, maps.Keys(sub.names), held)
+	if sub.wildcard {
+		sub.enqueueAll(t, scope, held)
+		for n := range held {
+			if t == nil || t.lookup(n, scope) == nil {
+				sub.pending[n] = struct{}{}
+			}
+		}
+	}
+}
+
+// enqueue makes names pending, but for those held in the present version.
+func (sub *subscription) enqueue(t *typeCache, scope string, names func(func(string) bool), held map[string]string) {
+	for n := range names {
+		if t != nil {
+			if r := t.lookup(n, scope); r != nil && held[r.Name.Name] == r.Version {
+				continue
+			}
+		}
+		sub.pending[n] = struct{}{}
+	}
+}
+
+func (sub *subscription) enqueueAll(t *typeCache, scope string, held map[string]string) {
+	if t == nil {
+		return
+	}
+	for n := range t.byName {
+		if r := t.named(n, scope); r != nil && held[n] != r.Version {
+			sub.pending[n] = struct{}{}
+		}
+	}
+}
+
+// change takes a later change of names. Every name newly asked for is answered,
+// if only with its absence.
+func (sub *subscription) change(t *typeCache, scope string, req *discovery.DeltaDiscoveryRequest) {
+	if len(sub.pending) == 0 {
+		sub.since = time.Now()
+	}
+	for _, n := range req.GetResourceNamesUnsubscribe() {
+		if n == wildcard {
+			sub.wildcard = false
+		}
+		delete(sub.names, n)
+	}
+	for _, n := range req.GetResourceNamesSubscribe() {
+		if n == wildcard {
+			sub.wildcard = true
+			sub.enqueueAll(t, scope, nil)
+			continue
+		}
+		sub.names[n] = struct{}{}
+		sub.pending[n] = struct{}{}
+	}
+}
+
+// answered takes an ACK or a NACK.
+func (sub *subscription) answered(req *discovery.DeltaDiscoveryRequest, now time.Time) (took time.Duration, nack string) {
+	since, known := sub.sent[req.GetResponseNonce()]
+	if !known {
+		return 0, ""
+	}
+	delete(sub.sent, req.GetResponseNonce())
+	sub.status.Acked = req.GetResponseNonce()
+	if e := req.GetErrorDetail(); e != nil {
+		sub.status.Nacks++
+		sub.status.LastNack, sub.status.NackTime = e.GetMessage(), now
+		return 0, e.GetMessage()
+	}
+	sub.status.LastNack, sub.status.NackTime = "", time.Time{}
+	return now.Sub(since), ""
+}
+
+// push is one response to send.
+type push struct {
+	response *discovery.DeltaDiscoveryResponse
+	size     int
+}
+
+// collect takes what is pending and returns the responses for it: what others
+// refer to first, and its removal last.
+func (s *stream) collect(c *Cache) []push {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var due []string
+	for _, url := range s.order {
+		if sub := s.subs[url]; sub != nil && (sub.answer || len(sub.pending) > 0) {
+			due = append(due, url)
+		}
+	}
+	var sets, removals []push
+	for _, url := range due {
+		sub := s.subs[url]
+		resources, removed := sub.take(c.types[url], s.client.Scope)
+		if len(resources) > 0 || sub.answer {
+			together := removed
+			if len(due) > 1 {
+				together = nil
+			}
+			sets = append(sets, s.responseLocked(url, sub, c.changes, resources, together))
+			removed = removed[len(together):]
+		}
+		if len(removed) > 0 {
+			removals = append(removals, s.responseLocked(url, sub, c.changes, nil, removed))
+		}
+		sub.answer = false
+	}
+	slices.Reverse(removals)
+	return append(sets, removals...)
+}
+
+// take empties pending.
+func (sub *subscription) take(t *typeCache, scope string) (resources []*discovery.Resource, removed []string) {
+	names := slices.Sorted(maps.Keys(sub.pending))
+	sub.pending = map[string]struct{}{}
+	given := make(map[string]struct{}, len(names))
+	for _, n := range names {
+		var r *Resource
+		if t != nil {
+			r = t.lookup(n, scope)
+		}
+		if r == nil {
+			removed = append(removed, n)
+			continue
+		}
+		if _, twice := given[r.Name.Name]; !twice {
+			given[r.Name.Name] = struct{}{}
+			resources = append(resources, r.wire())
+		}
+	}
+	return resources, removed
+}
+
+func (s *stream) responseLocked(url string, sub *subscription, version uint64, resources []*discovery.Resource, removed []string) push {
+	s.nonce++
+	nonce := strconv.FormatUint(s.nonce, 10)
+	sub.sent[nonce] = sub.since
+	sub.status.Sent = nonce
+	sub.status.Pushes++
+	size := 0
+	for _, r := range resources {
+		size += len(r.Resource.Value)
+	}
+	return push{&discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: strconv.FormatUint(version, 10),
+		TypeUrl:           url,
+		Nonce:             nonce,
+		Resources:         resources,
+		RemovedResources:  removed,
+	}, size}
+}
+
+// status returns how the client stands.
+func (s *stream) status() map[string]TypeStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]TypeStatus, len(s.subs))
+	for url, sub := range s.subs {
+		st := sub.status
+		st.Synced = len(sub.pending) == 0 && len(sub.sent) == 0 && st.LastNack == "" && !sub.answer
+		out[url] = st
+	}
+	return out
+}
