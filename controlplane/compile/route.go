@@ -111,9 +111,9 @@ type candidate struct {
 // that cover it and for any host, in the order of the Gateway API's precedence.
 func (c *compilation) routeTable(name string, routes []*source.HTTPRoute, clusters clusterSet) *routev3.RouteConfiguration {
 	candidates := c.candidates(routes, clusters)
-	out := &routev3.RouteConfiguration{Name: name}
+	out := &routev3.RouteConfiguration{Name: name, IgnorePortInHostMatching: true}
 	for _, host := range hostsOf(routes) {
-		vh := &routev3.VirtualHost{Name: host, Domains: domains(host)}
+		vh := &routev3.VirtualHost{Name: host, Domains: []string{host}}
 		for _, h := range covering(host, routes) {
 			for _, cand := range candidates {
 				if routeHas(cand.route, h) {
@@ -137,13 +137,6 @@ func hostsOf(routes []*source.HTTPRoute) []string {
 		}
 	}
 	return sortedKeys(set)
-}
-
-func domains(host string) []string {
-	if host == anyHost {
-		return []string{anyHost}
-	}
-	return []string{host, host + ":*"}
 }
 
 // covering returns the hosts, among those of the routes, whose routes apply to
