@@ -24,10 +24,8 @@ type typeState struct {
 	versions map[string]string   // of every resource that is held
 	aliases  map[string]string   // alias to name, of the same; not for wildcards
 	aliased  map[string][]string // name to its aliases
-	accepted bool                // a response was accepted whole
-
-	names   map[string]bool // subscribed to; guarded by Client.mu
-	changed map[string]bool // since the last request: name to wanted; guarded by Client.mu
+	names    map[string]bool     // subscribed to
+	changed  map[string]bool     // since the last request: name to wanted
 }
 
 func newTypeState(sub Subscription) *typeState {
@@ -72,6 +70,11 @@ func (st *typeState) want(names []string, wanted bool) {
 func (st *typeState) firstRequest(node *core.Node) *discovery.DeltaDiscoveryRequest {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	for name, wanted := range st.changed {
+		if !wanted {
+			st.forgetLocked(name)
+		}
+	}
 	clear(st.changed)
 	r := &discovery.DeltaDiscoveryRequest{
 		Node:                    node,
