@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,14 +16,16 @@ import (
 	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
 
-// acceptInbound hands the tunnel port to the HTTP/2 server, which makes the TLS
-// handshake and calls serveInbound for every CONNECT.
-func (p *Pod) acceptInbound(ctx context.Context) error {
-	err := p.server.Serve(ctx, p.inbound)
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
+func (p *Pod) acceptInbound(context.Context) error {
+	return p.accept(p.inbound, p.serveTunnel)
+}
+
+// serveTunnel hands a connection to the HTTP/2 server, which makes the TLS
+// handshake and calls serveInbound for every CONNECT. Why a tunnel ends does not
+// matter: each of its streams has told.
+func (p *Pod) serveTunnel(c *net.TCPConn) {
+	p.tune(c)
+	p.server.ServeConn(c)
 }
 
 // refusedTunnel logs a connection to 15008 that never became a tunnel.
