@@ -1,0 +1,114 @@
+package app
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/pkg/logging"
+)
+
+// Config is everything that an agent is told.
+type Config struct {
+	Node        string         // the name of its node; required
+	Socket      string         // unix socket of /cmdadd, /cmddel, /status
+	ZDS         string         // unix socket to which ztunnel connects
+	Folders     []string       // YAML of users
+	Objects     []string       // YAML of controllers
+	Patches     []string       // patches of others
+	PatchesOut  string         // where the agent writes its annotations
+	NetnsDir    string         // namespaces of pods, bound at files named by UID
+	Eligibility string         // file that says who is in the mesh; "" = none
+	AdminListen netip.AddrPort // health, metrics and status over TCP; invalid = none
+
+	Enroll     enroll.Config
+	ProbeSNAT  bool          // also accept probes from 169.254.7.127
+	DrainGrace time.Duration // how long a pod that leaves is still reachable by tunnel; 0 = 2 s
+
+	LogLevel  string
+	LogFormat logging.Format
+}
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// ParseConfig reads flags; NODE_NAME and ZTUNNEL_UDS_ADDRESS of the environment
+// are the defaults of --node and --zds. Usage goes to out.
+func ParseConfig(args, environ []string, out io.Writer) (Config, error) {
+	env := func(name, otherwise string) string {
+		for _, kv := range environ {
+			if v, ok := strings.CutPrefix(kv, name+"="); ok && v != "" {
+				return v
+			}
+		}
+		return otherwise
+	}
+	c := Config{Enroll: enroll.DefaultConfig()}
+	var admin, format string
+	excluded := list{}
+	fs := flag.NewFlagSet("culvert-agent", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.StringVar(&c.Node, "node", env("NODE_NAME", ""), "name of this node")
+	fs.StringVar(&c.Socket, "socket", "/var/run/culvert-cni/pluginevent.sock", "unix socket on which pods are announced")
+	fs.StringVar(&c.ZDS, "zds", env("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "unix socket to which ztunnel connects")
+	fs.Var((*list)(&c.Folders), "folder", "folder of YAML written by users (repeatable)")
+	fs.Var((*list)(&c.Objects), "objects", "folder of YAML written by controllers (repeatable)")
+	fs.Var((*list)(&c.Patches), "patches", "folder of patches written by others (repeatable)")
+	fs.StringVar(&c.PatchesOut, "patches-out", "", "folder to write pod annotations to")
+	fs.StringVar(&c.NetnsDir, "netns-dir", "", "folder of pods' network namespaces, named by pod UID")
+	fs.StringVar(&c.Eligibility, "eligibility", "", "file to keep the list of pods in the mesh in")
+	fs.StringVar(&admin, "admin-listen", "", "address for health, metrics and status, such as :15014")
+	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", false, "capture DNS of pods that do not say otherwise")
+	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "also let probes pass that the host rewrites to 169.254.7.127")
+	fs.Var(&excluded, "exclude-namespace", "namespace that is never in the mesh (repeatable; default kube-system)")
+	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel")
+	fs.StringVar(&c.LogLevel, "log-level", "info", "log level")
+	fs.StringVar(&format, "log-format", "plain", "log format: plain or json")
+	if err := fs.Parse(args); err != nil {
+		return Config{}, fmt.Errorf("flags: %w", err)
+	}
+	if len(excluded) > 0 {
+		c.Enroll.ExcludedNamespaces = excluded
+	}
+	var err error
+	if c.LogFormat, err = logging.ParseFormat(format); err != nil {
+		return Config{}, fmt.Errorf("--log-format: %w", err)
+	}
+	if c.AdminListen, err = parseListen(admin); err != nil {
+		return Config{}, fmt.Errorf("--admin-listen: %w", err)
+	}
+	return c, c.validate(fs.Args())
+}
+
+func (c Config) validate(rest []string) error {
+	switch {
+	case len(rest) > 0:
+		return fmt.Errorf("unexpected argument %q", rest[0])
+	case c.Node == "":
+		return errors.New("--node is required (or NODE_NAME in the environment)")
+	case c.PatchesOut == "":
+		return errors.New("--patches-out is required")
+	case c.NetnsDir == "":
+		return errors.New("--netns-dir is required")
+	}
+	return nil
+}
+
+// parseListen reads "host:port" or ":port".
+func parseListen(s string) (netip.AddrPort, error) {
+	if s == "" {
+		return netip.AddrPort{}, nil
+	}
+	if strings.HasPrefix(s, ":") {
+		s = "[::]" + s
+	}
+	return netip.ParseAddrPort(s)
+}

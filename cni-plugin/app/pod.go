@@ -1,0 +1,347 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/cni-plugin/podns"
+	"github.com/culvert-mesh/culvert/cni-plugin/redirect"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
+)
+
+// state is how far a pod is.
+type state uint8
+
+const (
+	out      state = iota // not captured
+	pending               // rules are in, no ztunnel has taken it
+	enrolled              // a ztunnel has taken it
+	leaving               // nothing new is captured, older connections go on
+)
+
+func (s state) String() string { return [...]string{"out", "pending", "enrolled", "leaving"}[s] }
+
+// Waits between attempts, and between looks at a pod that leaves.
+const (
+	minRetry   = 5 * time.Millisecond
+	maxRetry   = 5 * time.Second
+	leaveCheck = 500 * time.Millisecond
+)
+
+// pod is one pod of the node. Whoever holds its turn changes it.
+type pod struct {
+	agent *Agent
+	uid   mesh.PodUID
+	name  mesh.PodInfo
+	log   *slog.Logger
+	wake  chan struct{}
+	turn  chan struct{} // holds one token; taking it is the lock
+
+	// Guarded by agent.mu.
+	spec    enroll.Pod
+	removed bool      // the source has it no more
+	member  bool      // belongs into ztunnel's snapshot
+	shared  *netns.NS // ns, for the snapshot; nil = not found
+	shown   state     // state, for people
+	lastErr string
+
+	// Guarded by turn.
+	ns      *netns.NS // the pod's namespace while it is captured
+	ips     []netip.Addr
+	rules   string // what was applied last
+	state   state
+	leftAt  time.Time
+	torn    bool // the runtime has taken the pod's namespace down
+	noted   string
+	noteSet bool // noted is what the patches folder says
+}
+
+func newPod(a *Agent, spec enroll.Pod) *pod {
+	p := &pod{agent: a, uid: spec.UID, name: spec.Info(), spec: spec, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	p.log = a.log.With("pod", spec.Namespace+"/"+spec.Name, "uid", spec.UID)
+	p.turn <- struct{}{}
+	return p
+}
+
+// poke makes the pod's goroutine look at it again.
+func (p *pod) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pod) lock(ctx context.Context) error {
+	select {
+	case <-p.turn:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (p *pod) unlock() { p.turn <- struct{}{} }
+
+// run brings the pod to where it should be, again and again, until it is gone.
+func (p *pod) run(ctx context.Context) {
+	defer p.publish(nil, false)
+	backoff := run.NewBackoff(minRetry, maxRetry)
+	for {
+		wait, gone := p.turnOnce(ctx, backoff)
+		if gone {
+			p.agent.forget(p)
+			return
+		}
+		var timer <-chan time.Time
+		if wait > 0 {
+			timer = time.After(wait)
+		}
+		select {
+		case <-timer:
+		case <-p.wake:
+		case <-ctx.Done():
+			<-p.turn // for good: nobody changes the pod any more
+			p.ns.Close()
+			return
+		}
+	}
+}
+
+// turnOnce reconciles the pod once and returns after which time to do it again,
+// 0 for only when something changes, and whether the pod is gone.
+func (p *pod) turnOnce(ctx context.Context, backoff *run.Backoff) (wait time.Duration, gone bool) {
+	if p.lock(ctx) != nil {
+		return 0, false
+	}
+	defer p.unlock()
+	wait, gone, err := p.reconcile(ctx)
+	p.show(err)
+	if err != nil {
+		return backoff.Next(), false
+	}
+	backoff.Reset()
+	return wait, gone
+}
+
+func (p *pod) reconcile(ctx context.Context) (wait time.Duration, gone bool, err error) {
+	spec, d, removed := p.agent.decide(p)
+	switch {
+	case removed:
+		return 0, true, p.drop(ctx)
+	case p.torn:
+		return 0, false, nil
+	case d.InMesh:
+		return 0, false, p.joinRunning(ctx, spec, d.Capture)
+	}
+	wait, err = p.leave(ctx)
+	return wait, false, err
+}
+
+// resume finds out, once, what an earlier agent did for the pod.
+func (p *pod) resume() {
+	<-p.turn
+	defer p.unlock()
+	note := p.spec.Annotations[enroll.AnnotationRedirection]
+	p.noted, p.noteSet = note, true
+	ns, err := p.agent.parts.Finder.Find(p.uid)
+	if err == nil {
+		if err = podns.Check(ns, p.spec.IPs); err != nil {
+			ns.Close()
+		}
+	}
+	if err != nil {
+		if note == enroll.RedirectionEnabled {
+			p.publish(nil, true)
+		}
+		return
+	}
+	applied, err := redirect.Applied(ns)
+	if err != nil || !applied && note == "" {
+		ns.Close()
+		return
+	}
+	p.ns, p.state = ns, pending
+	p.publish(ns, true)
+	p.log.Info("pod was captured before this agent started", "annotation", note)
+}
+
+// joinRunning joins a pod that runs already. One without address waits for it:
+// its runtime has not got that far, and will announce it.
+func (p *pod) joinRunning(ctx context.Context, spec enroll.Pod, c enroll.Capture) error {
+	if p.ns == nil {
+		if len(spec.IPs) == 0 {
+			return nil
+		}
+		ns, err := p.agent.parts.Finder.Find(p.uid)
+		if err != nil {
+			return err
+		}
+		if err := podns.Check(ns, spec.IPs); err != nil {
+			ns.Close()
+			return err
+		}
+		p.adopt(ns)
+	}
+	return p.join(ctx, spec, c)
+}
+
+// adopt takes over a namespace as the pod's. A pod whose sandbox was made anew
+// has another one than before.
+func (p *pod) adopt(ns *netns.NS) {
+	if p.ns != nil && p.ns.ID() == ns.ID() {
+		ns.Close()
+		return
+	}
+	old := p.ns
+	p.ns, p.rules, p.state, p.torn = ns, "", out, false
+	p.publish(ns, false)
+	old.Close()
+}
+
+// join puts the rules in, gives the pod to ztunnel and notes it on the pod. What
+// is done already is left; so joining twice, or after a change, is the same.
+func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error {
+	rules := redirect.Pod(p.options(spec, c))
+	if text := rules.String(); text != p.rules {
+		if err := redirect.Apply(p.ns, rules); err != nil {
+			return err
+		}
+		p.rules = text
+	}
+	if p.state == enrolled {
+		return p.annotate(enroll.RedirectionEnabled)
+	}
+	p.state = pending
+	p.publish(p.ns, true)
+	if err := p.agent.zds.Add(ctx, p.uid, spec.Info(), p.ns); err != nil {
+		if noteErr := p.annotate(enroll.RedirectionPending); noteErr != nil {
+			p.log.Error("annotation not written", "error", noteErr)
+		}
+		return err
+	}
+	p.state = enrolled
+	p.log.Info("pod joined the mesh", "namespace", p.ns.ID().String())
+	return p.annotate(enroll.RedirectionEnabled)
+}
+
+func (p *pod) options(spec enroll.Pod, c enroll.Capture) redirect.Options {
+	o := redirect.Options{
+		BypassInbound: c.BypassInbound, VirtualInterfaces: c.VirtualInterfaces, DNSCapture: c.DNS,
+		ProbeSNAT: p.agent.cfg.ProbeSNAT, IPv6: true,
+	}
+	if len(spec.ProbePorts) == 0 {
+		return o
+	}
+	ips := slices.Clone(p.ips)
+	for _, ip := range spec.IPs {
+		if !slices.Contains(ips, ip) {
+			ips = append(ips, ip)
+		}
+	}
+	for _, ip := range ips {
+		src, err := probeSource(ip)
+		if err != nil {
+			p.log.Warn("probes of the pod will pass through ztunnel", "error", err)
+			continue
+		}
+		o.Probes = append(o.Probes, redirect.Probe{Source: src, Ports: spec.ProbePorts})
+	}
+	return o
+}
+
+// leave takes the pod out in steps: no new connection is redirected; the control
+// plane learns it; when no redirected connection is left and others have had time
+// to learn it too, ztunnel lets go and the last rules are removed.
+func (p *pod) leave(ctx context.Context) (wait time.Duration, err error) {
+	switch p.state {
+	case out:
+		return 0, p.annotate("")
+	case pending, enrolled:
+		if err := redirect.Drain(p.ns, true); err != nil {
+			return 0, err
+		}
+		p.state, p.leftAt, p.rules = leaving, time.Now(), ""
+		p.log.Info("pod leaves the mesh")
+	}
+	if err := p.annotate(""); err != nil {
+		return 0, err
+	}
+	if rest := p.agent.cfg.DrainGrace - time.Since(p.leftAt); rest > 0 {
+		return rest, nil
+	}
+	if n, err := redirect.Redirected(p.ns); err != nil || n > 0 {
+		return leaveCheck, err
+	}
+	if err := p.agent.zds.Delete(ctx, p.uid); err != nil {
+		return 0, err
+	}
+	if err := redirect.Remove(p.ns); err != nil {
+		return 0, err
+	}
+	p.release()
+	p.log.Info("pod left the mesh")
+	return 0, nil
+}
+
+// drop is for a pod whose namespace is gone or going: there is nothing to put
+// back in order there.
+func (p *pod) drop(ctx context.Context) error {
+	if p.state != out {
+		if err := p.agent.zds.Delete(ctx, p.uid); err != nil {
+			return err
+		}
+	}
+	p.release()
+	return p.annotate("")
+}
+
+func (p *pod) release() {
+	p.publish(nil, false)
+	p.ns.Close()
+	p.ns, p.state, p.rules, p.ips = nil, out, "", nil
+}
+
+// publish says what ztunnel's snapshot holds of the pod.
+func (p *pod) publish(ns *netns.NS, member bool) {
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
+	p.shared, p.member = ns, member
+}
+
+// show keeps for people how the last attempt ended, and logs what is new.
+func (p *pod) show(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+		p.agent.parts.Metrics.joinErrors.Inc()
+	}
+	p.agent.mu.Lock()
+	repeated := text == p.lastErr
+	if (p.state == enrolled) != (p.shown == enrolled) {
+		p.agent.parts.Metrics.inMesh.Add(map[bool]float64{true: 1, false: -1}[p.state == enrolled])
+	}
+	p.lastErr, p.shown = text, p.state
+	p.agent.mu.Unlock()
+	if err != nil && !repeated {
+		p.log.Warn("pod is not where it should be, will try again", "state", p.state.String(), "error", err)
+	}
+}
+
+// annotate writes the pod's annotation unless it is there already.
+func (p *pod) annotate(value string) error {
+	if p.noteSet && p.noted == value {
+		return nil
+	}
+	if err := p.agent.patches.write(p.uid, p.name, value); err != nil {
+		return fmt.Errorf("annotate pod: %w", err)
+	}
+	p.noted, p.noteSet = value, true
+	return nil
+}
