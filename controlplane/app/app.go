@@ -1,0 +1,191 @@
+// Package app wires the control plane together.
+//
+//	source/file ─► model ─► xds/workload, xds/waypoint ─► xds.Cache ─► delta streams ┐
+//	                 │                                                             ├─ 15012, TLS
+//	                 ├─► NodeRule ─► ca ──────────────────────────────────────────┘
+//	                 └─► status ─► 15000 /debug/status     15014 metrics     15021 readiness
+//
+// An App is run once. Its exported methods are safe for concurrent use.
+package app
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/culvert-mesh/culvert/controlplane/ca"
+	"github.com/culvert-mesh/culvert/controlplane/model"
+	"github.com/culvert-mesh/culvert/controlplane/source"
+	"github.com/culvert-mesh/culvert/controlplane/source/file"
+	"github.com/culvert-mesh/culvert/controlplane/status"
+	"github.com/culvert-mesh/culvert/controlplane/xds"
+	"github.com/culvert-mesh/culvert/controlplane/xds/waypoint"
+	"github.com/culvert-mesh/culvert/controlplane/xds/workload"
+	"github.com/culvert-mesh/culvert/pkg/admin"
+	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
+	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/metrics"
+	"github.com/culvert-mesh/culvert/pkg/run"
+	"github.com/culvert-mesh/culvert/pkg/token"
+	authzpb "github.com/culvert-mesh/culvert/pkg/wire/authz"
+	waypointpb "github.com/culvert-mesh/culvert/pkg/wire/waypoint"
+	workloadpb "github.com/culvert-mesh/culvert/pkg/wire/workload"
+)
+
+// Version is what istio_build tells.
+const Version = "dev"
+
+// Main parses flags and environment and runs the control plane until ctx ends.
+// Log lines go to out.
+func Main(ctx context.Context, args, environ []string, out io.Writer) error {
+	cfg, err := ParseConfig(args, environ, out)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	levels, err := logging.NewLevels(cfg.LogLevel)
+	if err != nil {
+		return err
+	}
+	format, err := logging.ParseFormat(cfg.LogFormat)
+	if err != nil {
+		return err
+	}
+	return logging.During(out, 0, func(w *logging.Writer) error {
+		a, err := New(cfg, slog.New(logging.NewHandler(w, format, levels)), levels)
+		if err != nil {
+			return err
+		}
+		metrics.LogDrops(a.registry, w.Dropped)
+		return a.Run(ctx)
+	})
+}
+
+// pushOrder is the order in which types are pushed: what others refer to first.
+func pushOrder() []string {
+	return []string{authzpb.TypeURL, waypoint.ClusterTypeURL, waypoint.RouteTypeURL, waypointpb.TypeURL, workloadpb.TypeURL}
+}
+
+// kinds says who may ask for what.
+func kinds() xds.Kinds {
+	l4 := []string{authzpb.TypeURL, workloadpb.TypeURL}
+	return xds.Kinds{
+		"ztunnel":  l4,
+		"waypoint": append(l4, waypoint.ClusterTypeURL, waypoint.RouteTypeURL, waypointpb.TypeURL),
+	}
+}
+
+// App is the control plane.
+type App struct {
+	cfg       Config
+	log       *slog.Logger
+	registry  *prometheus.Registry
+	triggers  prometheus.Counter
+	source    source.Source
+	model     *model.Model
+	cache     *xds.Cache
+	streams   *xds.Server
+	authority *selfsigned.Authority
+	ca        *ca.Server
+	board     *status.Board
+	admin     *admin.Server
+	readiness *admin.Server
+	metrics   *admin.Server
+	identity  *serving
+
+	first     chan struct{} // closed when the first snapshot is in the cache
+	firstOnce sync.Once
+	synced    func() // opens the readiness gate
+	bound     chan net.Addr
+}
+
+// New builds the control plane from its parts. It opens the certificate authority
+// and starts nothing.
+func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
+	a := &App{cfg: cfg, log: log, first: make(chan struct{}), bound: make(chan net.Addr, 1)}
+	authority, err := selfsigned.NewAuthority(cfg.State, selfsigned.WithLog(logging.Scope(log, "ca")))
+	if err != nil {
+		return nil, fmt.Errorf("open certificate authority: %w", err)
+	}
+	a.authority = authority
+	a.registry = metrics.NewRegistry("pilot", Version)
+	a.triggers = prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Changes of the source that were compiled."})
+	a.registry.MustRegister(a.triggers)
+	a.identity = newServing(authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))
+	a.source = file.New(cfg.Layers, logging.Scope(log, "source"))
+	a.model = model.New(cfg.Mesh)
+	a.cache = xds.NewCache()
+	verifier := token.NewVerifier(token.VerifierConfig{JWKS: cfg.TokenKeys})
+	a.streams = xds.NewServer(xds.Config{
+		Cache: a.cache, Order: pushOrder(), Authorize: xds.Authorize(verifier, kinds()), Ready: a.first,
+		Log: logging.Scope(log, "xds"), Metrics: a.registry,
+	})
+	a.ca = ca.New(ca.Config{
+		Auth: verifier, Signer: authority, Rule: a.model, TrustDomain: cfg.Mesh.TrustDomain,
+		TrustedNodeAccounts: cfg.NodeAccounts, Log: logging.Scope(log, "ca"), Metrics: a.registry,
+	})
+	a.board = status.NewBoard(status.Inputs{
+		Conditions: a.model.Conditions, Objects: a.model.Len, Resources: a.cache.Count, Proxies: a.streams.Proxies,
+		Log: logging.Scope(log, "config"),
+	})
+	a.observe(levels)
+	return a, nil
+}
+
+// observe builds the admin, readiness and metrics servers.
+func (a *App) observe(levels admin.Levels) {
+	log := logging.Scope(a.log, "admin")
+	a.admin = admin.New(admin.Config{Addr: a.cfg.AdminListen, Name: "controlplane", Levels: levels, Log: log})
+	a.admin.Handle("/debug/status", "configuration accepted or not, connected proxies (JSON)", a.board)
+	a.admin.Dump("resources", func() any { return a.cache.Count() })
+	a.admin.Dump("proxies", func() any { return a.streams.Proxies() })
+	ready := admin.NewReadiness()
+	a.synced, _ = ready.Gate("first configuration")
+	a.readiness = admin.NewReadinessServer(admin.Config{Addr: a.cfg.ReadyListen, Name: "controlplane", Log: log}, ready)
+	a.metrics = admin.NewMetricsServer(admin.Config{Addr: a.cfg.MetricsListen, Name: "controlplane", Log: log}, metrics.Handler(a.registry))
+}
+
+// Run runs the control plane until ctx ends or a part fails.
+func (a *App) Run(ctx context.Context) error {
+	var g run.Group
+	g.Add("source", func(ctx context.Context) error { return a.source.Run(ctx, a.update) })
+	g.Add("certificate authority", a.authority.Run)
+	g.Add("xds", a.serve)
+	g.Add("admin", a.admin.Run)
+	g.Add("readiness", a.readiness.Run)
+	g.Add("metrics", a.metrics.Run)
+	return g.Run(ctx)
+}
+
+// Status returns what /debug/status shows.
+func (a *App) Status() status.Report { return a.board.Report() }
+
+// Handler returns the handler of /debug/status.
+func (a *App) Handler() http.Handler { return a.board }
+
+// update takes a change of the source all the way to the streams.
+func (a *App) update(u source.Update) {
+	a.triggers.Inc()
+	changes := a.model.Apply(u)
+	updates := make([]xds.Update, len(changes))
+	for i, c := range changes {
+		updates[i] = xds.Update{Owner: c.Key, Resources: append(workload.Resources(c.Output), waypoint.Resources(c.Output)...)}
+	}
+	a.cache.Apply(updates)
+	a.firstOnce.Do(func() {
+		close(a.first)
+		a.synced()
+		a.log.Info("configuration read", "objects", a.model.Len())
+	})
+	a.board.Updated(u.Problems)
+}

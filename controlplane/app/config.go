@@ -1,0 +1,121 @@
+package app
+
+import (
+	"cmp"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"github.com/culvert-mesh/culvert/controlplane/compile"
+	"github.com/culvert-mesh/culvert/pkg/folder"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+)
+
+// Config is the control plane's configuration.
+type Config struct {
+	Layers    folder.Layers // where objects come from
+	State     string        // folder of the certificate authority; root-cert.pem appears there
+	TokenKeys string        // JWKS file of the keys that sign service-account tokens
+	Mesh      compile.Mesh
+
+	XDSListen     string // xDS and CA, TLS
+	AdminListen   string
+	ReadyListen   string
+	MetricsListen string
+	Hostnames     []string     // DNS names of the serving certificate
+	Addresses     []netip.Addr // IP addresses of the serving certificate
+
+	NodeAccounts []string // "namespace/account" that may ask for certificates of pods on their node; nil = the usual ones
+	LogLevel     string
+	LogFormat    string
+}
+
+// texts is a flag that may be given several times.
+type texts struct{ values *[]string }
+
+func (t texts) String() string {
+	if t.values == nil {
+		return ""
+	}
+	return strings.Join(*t.values, ",")
+}
+
+func (t texts) Set(v string) error {
+	*t.values = append(*t.values, v)
+	return nil
+}
+
+// ParseConfig reads flags, and LOG_LEVEL and LOG_FORMAT from the environment.
+// Usage goes to out. It returns flag.ErrHelp when help was asked for.
+func ParseConfig(args, environ []string, out io.Writer) (Config, error) {
+	var c Config
+	var addrs []string
+	var cluster, network string
+	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.Var(texts{&c.Layers.Base}, "folder", "`folder` of YAML that people write (repeatable)")
+	fs.Var(texts{&c.Layers.Objects}, "objects", "`folder` of objects that controllers write, merged over --folder (repeatable)")
+	fs.Var(texts{&c.Layers.Patches}, "patches", "`folder` of merge patches that never create objects (repeatable)")
+	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority")
+	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
+	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
+	fs.StringVar(&c.AdminListen, "admin-listen", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "`address` of the admin server")
+	fs.StringVar(&c.ReadyListen, "ready-listen", fmt.Sprintf(":%d", mesh.PortReady), "`address` of readiness")
+	fs.StringVar(&c.MetricsListen, "metrics-listen", ":15014", "`address` of metrics")
+	fs.Var(texts{&c.Hostnames}, "hostname", "DNS `name` of the serving certificate (repeatable)")
+	fs.Var(texts{&addrs}, "ip", "IP `address` of the serving certificate (repeatable)")
+	fs.StringVar(&c.Mesh.TrustDomain, "trust-domain", mesh.DefaultTrustDomain, "trust `domain`")
+	fs.StringVar(&c.Mesh.ClusterDomain, "cluster-domain", mesh.DefaultClusterDomain, "DNS `domain` of services")
+	fs.StringVar(&cluster, "cluster", string(mesh.DefaultCluster), "cluster `name`")
+	fs.StringVar(&network, "network", "", "network `name`")
+	fs.StringVar(&c.Mesh.RootNamespace, "root-namespace", "istio-system", "`namespace` of mesh-wide policies")
+	fs.Var(texts{&c.NodeAccounts}, "node-account", "`namespace/account` of node proxies (repeatable)")
+	fs.StringVar(&c.LogLevel, "log-level", environment(environ, "LOG_LEVEL"), "log `filter`")
+	fs.StringVar(&c.LogFormat, "log-format", environment(environ, "LOG_FORMAT"), "plain or json")
+	if err := fs.Parse(args); err != nil {
+		return c, err
+	}
+	c.Mesh.Cluster, c.Mesh.Network = mesh.Cluster(cluster), mesh.Network(network)
+	return c, errors.Join(c.addresses(addrs), c.check(fs.Args()))
+}
+
+func (c *Config) addresses(texts []string) error {
+	c.Hostnames = append(c.Hostnames, "localhost", "istiod.istio-system.svc")
+	c.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
+	for _, s := range texts {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("--ip %q: %w", s, err)
+		}
+		c.Addresses = append(c.Addresses, a)
+	}
+	return nil
+}
+
+func (c *Config) check(rest []string) error {
+	switch {
+	case len(rest) > 0:
+		return fmt.Errorf("unexpected argument %q", rest[0])
+	case len(c.Layers.Base)+len(c.Layers.Objects) == 0:
+		return errors.New("--folder is required: there is no other source of objects")
+	case c.State == "":
+		return errors.New("--state is required")
+	case c.TokenKeys == "":
+		return errors.New("--token-keys is required: without it no proxy can say who it is")
+	}
+	return nil
+}
+
+// environment returns a variable of environ; the last one counts.
+func environment(environ []string, name string) string {
+	value := ""
+	for _, e := range environ {
+		if k, v, ok := strings.Cut(e, "="); ok && k == name {
+			value = v
+		}
+	}
+	return cmp.Or(value, "")
+}

@@ -1,0 +1,100 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
+)
+
+// Limits of the gRPC port.
+const (
+	maxRequestSize = 64 << 20 // a reconnecting node names all it holds: 200,000 resources
+	minPing        = 5 * time.Second
+	pingPeriod     = 30 * time.Second
+	pingTimeout    = 10 * time.Second
+	servingTTL     = 24 * time.Hour
+)
+
+// serve answers xDS and CA calls until ctx ends.
+func (a *App) serve(ctx context.Context) error {
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.XDSListen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	a.bound <- lis.Addr()
+	s := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate})),
+		grpc.MaxRecvMsgSize(maxRequestSize),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout}),
+	)
+	a.streams.Register(s)
+	a.ca.Register(s)
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	defer s.Stop()
+	a.log.Info("serving xDS and CA", "address", lis.Addr().String())
+	if err := s.Serve(lis); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// Addr returns the address of xDS and CA once it is listened on.
+func (a *App) Addr(ctx context.Context) (net.Addr, error) {
+	select {
+	case addr := <-a.bound:
+		a.bound <- addr
+		return addr, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// serving is the certificate of the port, made anew at half its life.
+type serving struct {
+	authority *selfsigned.Authority
+	names     []string
+	addrs     []netip.Addr
+	log       *slog.Logger
+
+	mu    sync.Mutex
+	cert  *tls.Certificate
+	renew time.Time
+}
+
+func newServing(a *selfsigned.Authority, names []string, addrs []netip.Addr, log *slog.Logger) *serving {
+	return &serving{authority: a, names: names, addrs: addrs, log: log}
+}
+
+// certificate returns the certificate for a new connection. When it cannot be
+// renewed the old one serves on until it expires.
+func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cert != nil && time.Now().Before(s.renew) {
+		return s.cert, nil
+	}
+	cert, err := s.authority.ServerCertificate(s.names, s.addrs, servingTTL)
+	if err != nil && s.cert == nil {
+		return nil, fmt.Errorf("serving certificate: %w", err)
+	}
+	if err != nil {
+		s.log.Error("serving certificate not renewed", "err", err)
+		s.renew = time.Now().Add(time.Minute)
+		return s.cert, nil
+	}
+	s.cert, s.renew = cert, time.Now().Add(servingTTL/2)
+	return cert, nil
+}
