@@ -89,7 +89,7 @@ type responseKey struct {
 
 // responses counts the responses of one key.
 type responses struct {
-	set                                 *labelSet
+	pairs                               []*dto.LabelPair // sorted
 	total, requestMsgs, responseMsgs    atomic.Uint64
 	duration, requestSize, responseSize histogram
 }
