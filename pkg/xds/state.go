@@ -148,9 +148,10 @@ func (st *typeState) apply(resp *discovery.DeltaDiscoveryResponse) []Rejected {
 		added = append(added, Resource{r.GetName(), r.GetVersion(), r.GetAliases(), r.GetResource()})
 	}
 	if removed := resp.GetRemovedResources(); len(added)+len(removed) > 0 {
-		rejected = append(rejected, st.sub.Handle(added, removed)...)
+		refused := st.sub.Handle(added, removed)
+		st.note(added, removed, refused)
+		rejected = append(rejected, refused...)
 	}
-	st.note(added, resp.GetRemovedResources(), rejected)
 	if len(rejected) == 0 {
 		st.accepted = true
 	}
