@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/culvert-mesh/culvert/pkg/accesslog"
 	"github.com/culvert-mesh/culvert/pkg/authz"
@@ -111,7 +112,7 @@ func (p *Pod) describe(rec *record, self *mesh.Workload, in *hbone.Incoming, to 
 		source = p.node.Mesh.WorkloadByAddr(mesh.NetAddr{Network: s.Network, Addr: in.Remote.Addr()})
 	}
 	if source == nil {
-		source = fromBaggage(in.Request.Header.Baggage, in.Peer)
+		source = p.node.sources.of(told{in.Request.Header.Baggage, in.Peer})
 	}
 	svc := to.Service
 	if svc == nil {
@@ -122,22 +123,48 @@ func (p *Pod) describe(rec *record, self *mesh.Workload, in *hbone.Incoming, to 
 	rec.opened()
 }
 
-// fromBaggage makes a source of what its proxy says about it, for telemetry only.
-func fromBaggage(header string, id mesh.Identity) *mesh.Workload {
-	if header == "" {
+// sources are the clients that are known only by what their proxies say about
+// them. They are kept, so that the connections of one client share one value.
+type sources struct {
+	mu    sync.Mutex
+	known map[told]*mesh.Workload
+}
+
+// told is what a proxy says about a client, and the identity that it proved.
+type told struct {
+	baggage string
+	id      mesh.Identity
+}
+
+// maxSources bounds what clients can make us remember.
+const maxSources = 4096
+
+// of returns a workload for telemetry only; nil when nothing is told.
+func (s *sources) of(t told) *mesh.Workload {
+	if t.baggage == "" {
 		return nil
 	}
-	b := hbone.ParseBaggage(header)
-	return &mesh.Workload{
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.known[t]; w != nil {
+		return w
+	}
+	if s.known == nil || len(s.known) >= maxSources {
+		s.known = make(map[told]*mesh.Workload)
+	}
+	b := hbone.ParseBaggage(t.baggage)
+	w := &mesh.Workload{
 		Namespace:         b.Namespace,
 		WorkloadName:      b.WorkloadName,
 		CanonicalName:     b.Service,
 		CanonicalRevision: b.Revision,
 		Cluster:           mesh.Cluster(b.Cluster),
 		Locality:          mesh.Locality{Region: b.Region, Zone: b.Zone},
-		TrustDomain:       id.TrustDomain,
-		ServiceAccount:    id.ServiceAccount,
+		TrustDomain:       t.id.TrustDomain,
+		ServiceAccount:    t.id.ServiceAccount,
 	}
+	s.known[t] = w
+	return w
 }
 
 // calledService guesses for telemetry which of the pod's services the client

@@ -96,6 +96,8 @@ type Node struct {
 	Resolver Resolver
 	Log      *slog.Logger
 
+	sources sources
+
 	mu   sync.Mutex
 	pods map[*Pod]struct{}
 }
@@ -337,7 +339,10 @@ func (p *Pod) dial(ctx context.Context, to netip.AddrPort, source netip.Addr, ti
 	s := p.node.Settings
 	c, err := p.ns.Dial(ctx, to, netns.DialOptions{Mark: s.Mark, Source: source, KeepAlive: s.KeepAlive})
 	if err == nil {
-		p.tune(c)
+		if !s.KeepAlive.Enable {
+			c.SetKeepAlive(false)
+		}
+		p.setUserTimeout(c)
 		return c, nil
 	}
 	why := reason.ConnectFailed
@@ -350,10 +355,14 @@ func (p *Pod) dial(ctx context.Context, to netip.AddrPort, source netip.Addr, ti
 	return nil, reason.New(why, "connect", to.String(), err)
 }
 
-// tune sets the options that a connection to or from a program gets.
+// tune sets the options of an accepted connection.
 func (p *Pod) tune(c *net.TCPConn) {
+	c.SetKeepAliveConfig(p.node.Settings.KeepAlive)
+	p.setUserTimeout(c)
+}
+
+func (p *Pod) setUserTimeout(c *net.TCPConn) {
 	s := p.node.Settings
-	c.SetKeepAliveConfig(s.KeepAlive)
 	if s.UserTimeout <= 0 {
 		return
 	}
