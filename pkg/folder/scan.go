@@ -64,6 +64,7 @@ type scanner struct {
 	dups     map[Key][]Problem
 	dirty    map[Key]struct{} // keys to merge again
 	reported bool             // problems changed since the last merge
+	given    bool             // there was a first snapshot
 	visitDir func(string)     // told of every folder that a scan enters; may be nil
 }
 
@@ -244,7 +245,8 @@ func (s *scanner) drop(f *file) {
 }
 
 // merge brings the merged set up to date and reports whether anything a reader
-// could see differs from the last time.
+// could see differs from the last time; without a difference there is no
+// snapshot.
 func (s *scanner) merge() (*Snapshot, bool) {
 	var changed []Key
 	for k := range s.dirty {
@@ -252,11 +254,13 @@ func (s *scanner) merge() (*Snapshot, bool) {
 			changed = append(changed, k)
 		}
 	}
-	differs := len(changed) > 0 || s.reported
 	clear(s.dirty)
-	s.reported = false
+	if len(changed) == 0 && !s.reported && s.given {
+		return nil, false
+	}
+	s.reported, s.given = false, true
 	slices.SortFunc(changed, Key.Compare)
-	return &Snapshot{Objects: maps.Clone(s.merged), Changed: changed, Problems: s.problems()}, differs
+	return &Snapshot{Objects: maps.Clone(s.merged), Changed: changed, Problems: s.problems()}, true
 }
 
 // mergeKey merges one object again and reports whether it differs.

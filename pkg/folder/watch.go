@@ -14,12 +14,16 @@ import (
 // (always by renaming) go without.
 const settlePeriod = 10 * time.Millisecond
 
+// settleLimit bounds the wait for files that are written all the time.
+const settleLimit = 500 * time.Millisecond
+
 // watch is one Run of a Watcher.
 type watch struct {
 	*Watcher
 	notify  *fsnotify.Watcher // nil when the kernel refuses: rescans only
 	watched map[string]bool
 	settle  map[string]bool // paths to look at when settled
+	waiting time.Time       // since when the oldest of them waits
 }
 
 func (w *Watcher) run(ctx context.Context, handle func(*Snapshot)) error {
@@ -68,7 +72,7 @@ func (r *watch) loop(ctx context.Context, handle func(*Snapshot)) {
 			return
 		case e := <-events:
 			if r.event(e) {
-				settled.Reset(settlePeriod)
+				r.postpone(settled)
 				continue
 			}
 		case <-settled.C:
@@ -76,18 +80,26 @@ func (r *watch) loop(ctx context.Context, handle func(*Snapshot)) {
 				r.scanner.touch(p)
 			}
 			clear(r.settle)
+			r.waiting = time.Time{}
 		case err := <-errs:
 			r.log.Warn("file notifications lost, rescanning", "err", err)
 			r.rescan()
 		case <-rescan.C:
 			r.rescan()
 		}
-		if len(events) > 0 {
-			continue // take them together
-		}
 		if snap, differs := r.scanner.merge(); differs {
 			handle(snap)
 		}
+	}
+}
+
+// postpone waits for another settlePeriod, but not for ever.
+func (r *watch) postpone(settled *time.Timer) {
+	if r.waiting.IsZero() {
+		r.waiting = time.Now()
+	}
+	if time.Since(r.waiting) < settleLimit {
+		settled.Reset(settlePeriod)
 	}
 }
 
