@@ -27,8 +27,6 @@
 package compile
 
 import (
-	"strings"
-
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
@@ -198,14 +196,4 @@ func selects(selector, labels map[string]string) bool {
 		}
 	}
 	return true
-}
-
-// hasMember reports whether a comma-separated list holds s.
-func hasMember(list, s string) bool {
-	for item := range strings.SplitSeq(list, ",") {
-		if strings.TrimSpace(item) == s {
-			return true
-		}
-	}
-	return false
 }
