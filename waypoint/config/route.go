@@ -64,6 +64,7 @@ type Forward struct {
 	Clusters    []WeightedCluster // at least one
 	TotalWeight uint32            // sum of the weights; may be 0 when all are
 	Timeout     time.Duration     // for the whole response; 0 = none
+	NoCluster   int               // status when the cluster does not exist
 
 	PrefixRewrite string         // replaces what the path match compared; "" = none
 	RegexRewrite  *regexp.Regexp // replaced by Substitution

@@ -101,6 +101,11 @@ func (h *Header) Add(name, value string) {
 	h.fields = append(h.fields, field{h.putString(name), h.putString(value)})
 }
 
+// AddValue appends a field. name must be lower case.
+func (h *Header) AddValue(name string, value []byte) {
+	h.fields = append(h.fields, field{h.putString(name), h.put(value)})
+}
+
 // AddBytes appends a field. name must be lower case.
 func (h *Header) AddBytes(name, value []byte) {
 	h.fields = append(h.fields, field{h.put(name), h.put(value)})

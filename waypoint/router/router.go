@@ -22,12 +22,17 @@ import (
 
 // Table is a compiled config.RouteTable.
 type Table struct {
-	source     *config.RouteTable
-	exact      map[string]*host
-	suffixes   []domain // "*.example", longest first
-	prefixes   []domain // "a.*", longest first
-	any        *host
-	ignorePort bool
+	source *config.RouteTable
+	plain  domains // compared with the whole authority
+	ported domains // "host:*": compared with the host of an authority that has a port
+}
+
+// domains finds a virtual host by name.
+type domains struct {
+	exact    map[string]*host
+	suffixes []domain // "*.example", longest first
+	prefixes []domain // "a.*", longest first
+	any      *host
 }
 
 type domain struct {
@@ -37,12 +42,18 @@ type domain struct {
 
 // Compile builds the table. A domain that two virtual hosts claim is an error.
 func Compile(t *config.RouteTable) (*Table, error) {
-	out := &Table{source: t, exact: make(map[string]*host), ignorePort: t.IgnorePort}
+	out := &Table{source: t}
 	for i := range t.Hosts {
 		vh := &t.Hosts[i]
 		h := compileHost(vh)
 		for _, d := range vh.Domains {
-			if !out.add(strings.ToLower(d), h) {
+			d = strings.ToLower(d)
+			name, ported := strings.CutSuffix(d, ":*")
+			to := &out.plain
+			if ported {
+				to, d = &out.ported, name
+			}
+			if !to.add(d, h) {
 				return nil, fmt.Errorf("domain %q is in two virtual hosts, the second is %q", d, vh.Name)
 			}
 		}
@@ -50,7 +61,7 @@ func Compile(t *config.RouteTable) (*Table, error) {
 	return out, nil
 }
 
-func (t *Table) add(d string, h *host) bool {
+func (t *domains) add(d string, h *host) bool {
 	switch {
 	case d == "*":
 		if t.any != nil {
@@ -64,6 +75,9 @@ func (t *Table) add(d string, h *host) bool {
 	default:
 		if t.exact[d] != nil {
 			return false
+		}
+		if t.exact == nil {
+			t.exact = make(map[string]*host)
 		}
 		t.exact[d] = h
 	}
@@ -100,16 +114,13 @@ func (t *Table) Route(req *http.Request) *config.Route {
 }
 
 func (t *Table) host(req *http.Request) *host {
-	if len(t.exact)+len(t.suffixes)+len(t.prefixes) == 0 {
-		return t.any
+	if t.plain.onlyAny() && t.ported.onlyAny() {
+		return t.plain.any
 	}
 	var space [256]byte
 	name := req.Authority()
-	if t.ignorePort {
-		name = req.Host()
-	}
 	if len(name) > len(space) {
-		return t.any
+		return t.plain.any
 	}
 	lower := space[:len(name)]
 	for i, c := range name {
@@ -118,18 +129,41 @@ func (t *Table) host(req *http.Request) *host {
 		}
 		lower[i] = c
 	}
-	if h := t.exact[string(lower)]; h != nil {
+	bare := http.StripPort(lower)
+	if t.source.IgnorePort {
+		return t.plain.find(bare, true)
+	}
+	if h := t.plain.find(lower, false); h != nil {
+		return h
+	}
+	if len(bare) < len(lower) {
+		if h := t.ported.find(bare, true); h != nil {
+			return h
+		}
+	}
+	return t.plain.any
+}
+
+func (t *domains) onlyAny() bool { return len(t.exact)+len(t.suffixes)+len(t.prefixes) == 0 }
+
+// find returns the host of the most specific domain; the one for any name only
+// if asked for.
+func (t *domains) find(name []byte, orAny bool) *host {
+	if h := t.exact[string(name)]; h != nil {
 		return h
 	}
 	for _, d := range t.suffixes {
-		if n := len(lower) - len(d.text); n > 0 && string(lower[n:]) == d.text {
+		if n := len(name) - len(d.text); n > 0 && string(name[n:]) == d.text {
 			return d.host
 		}
 	}
 	for _, d := range t.prefixes {
-		if n := len(d.text); n < len(lower) && string(lower[:n]) == d.text {
+		if n := len(d.text); n < len(name) && string(name[:n]) == d.text {
 			return d.host
 		}
 	}
-	return t.any
+	if orAny {
+		return t.any
+	}
+	return nil
 }

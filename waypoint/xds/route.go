@@ -136,6 +136,16 @@ func decodeForward(m *routev3.RouteAction) (*config.Forward, error) {
 	if m.GetTimeout() != nil {
 		f.Timeout = m.GetTimeout().AsDuration()
 	}
+	switch m.GetClusterNotFoundResponseCode() {
+	case routev3.RouteAction_SERVICE_UNAVAILABLE:
+		f.NoCluster = 503
+	case routev3.RouteAction_NOT_FOUND:
+		f.NoCluster = 404
+	case routev3.RouteAction_INTERNAL_SERVER_ERROR:
+		f.NoCluster = 500
+	default:
+		return nil, fmt.Errorf("cluster_not_found_response_code: %v is not supported", m.GetClusterNotFoundResponseCode())
+	}
 	if f.Timeout < 0 {
 		return nil, errors.New("timeout: negative")
 	}
