@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // Format is how lines look.
@@ -87,6 +89,22 @@ func (l *Line) Addr(key string, a netip.AddrPort) {
 		l.buf = netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).AppendTo(l.buf)
 	}
 	l.quote()
+}
+
+// Identity adds an identity as its SPIFFE URI, quoted in both formats.
+func (l *Line) Identity(key string, id mesh.Identity) {
+	if !bare(id.TrustDomain) || !bare(id.Namespace) || !bare(id.ServiceAccount) {
+		l.Text(key, id.String())
+		return
+	}
+	l.key(key)
+	l.raw(`"spiffe://`)
+	l.raw(id.TrustDomain)
+	l.raw("/ns/")
+	l.raw(id.Namespace)
+	l.raw("/sa/")
+	l.raw(id.ServiceAccount)
+	l.raw(`"`)
 }
 
 // Millis adds a duration as whole milliseconds: "12ms".
