@@ -229,3 +229,24 @@ func (c *Cluster) Zone(domain string) *dns.Zone {
 	}
 	return dns.NewZone(domain, list)
 }
+
+// Service is a service as it is now, for people.
+type Service struct {
+	Name      Name
+	Addrs     []netip.Addr
+	Ports     []int32
+	Endpoints int // ready ones
+}
+
+// Services returns all services, by name.
+func (c *Cluster) Services() (out []Service) {
+	all := c.services()
+	for _, n := range sorted(all) {
+		s := Service{Name: n, Addrs: c.addrs(n, all[n]), Endpoints: len(c.endpoints(n, all[n]))}
+		for _, p := range all[n].Spec.Ports {
+			s.Ports = append(s.Ports, p.Port)
+		}
+		out = append(out, s)
+	}
+	return out
+}
