@@ -1,0 +1,6 @@
+//go:build race
+
+package accesslog
+
+// raceDetector makes sync.Pool forget at random.
+const raceDetector = true
