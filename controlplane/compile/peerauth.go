@@ -82,7 +82,7 @@ func (c *compilation) peerAuthentication(p *source.PeerAuthentication) {
 	}
 	if forAll(p) {
 		if oldest := c.peerAuthentications(p.Namespace, forAll)[0]; oldest.Name != p.Name {
-			c.bad(Accepted, reason.Conflict, "", "PeerAuthentication "+oldest.Key().String()+" is older and in force")
+			c.bad(Accepted, reason.Conflict, "", oldest.Key().String()+" is older and in force")
 		}
 	} else if policy := c.portPolicy(p); policy != nil {
 		c.out.Policies = append(c.out.Policies, policy)

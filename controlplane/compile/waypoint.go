@@ -101,30 +101,36 @@ func (c *compilation) serviceWaypoint(s *source.Service) *waypoint {
 	return c.resolve(key, s.Namespace, forService, own)
 }
 
-// resolve returns the waypoint, or nil and says why not. A namespace's choice
-// covers objects that the waypoint is not for; only an object's own choice of
-// such a one is worth a word.
+// resolve returns the waypoint, or nil and says why not. Of the many pods that a
+// namespace's choice covers only those with a choice of their own say so.
 func (c *compilation) resolve(key source.Key, namespace string, t trafficType, own bool) *waypoint {
+	unbound := func(kind string, r reason.Reason, field, message string) {
+		if own || t == forService {
+			c.bad(kind, r, field, message)
+		}
+	}
 	g, ok := c.view.Get(key).(*source.Gateway)
 	if !ok {
-		c.bad(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("waypoint %s/%s does not exist", key.Namespace, key.Name))
+		unbound(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("waypoint %s/%s does not exist", key.Namespace, key.Name))
 		return nil
 	}
 	switch {
 	case !IsWaypoint(g):
-		c.bad(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("gateway %s/%s is not a waypoint", key.Namespace, key.Name))
+		unbound(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("gateway %s/%s is not a waypoint", key.Namespace, key.Name))
 	case !serves(g, t):
 		if own {
 			c.bad(WaypointBound, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s is not for %s traffic", key.Namespace, key.Name, t))
 		}
 	case !c.admits(g, namespace):
-		c.bad(WaypointBound, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s does not admit namespace %s", key.Namespace, key.Name, namespace))
+		unbound(WaypointBound, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s does not admit namespace %s", key.Namespace, key.Name, namespace))
 	default:
 		if gw := c.gatewayPointer(g); gw != nil {
-			c.ok(WaypointBound)
+			if t == forService {
+				c.ok(WaypointBound)
+			}
 			return &waypoint{g, gw}
 		}
-		c.bad(WaypointBound, reason.NoWaypoint, useWaypointField, fmt.Sprintf("waypoint %s/%s has no address yet", key.Namespace, key.Name))
+		unbound(WaypointBound, reason.NoWaypoint, useWaypointField, fmt.Sprintf("waypoint %s/%s has no address yet", key.Namespace, key.Name))
 	}
 	return nil
 }
