@@ -382,12 +382,19 @@ func (p *pod) exchange(t testing.TB, addr netip.Addr, port uint16) string {
 	return from
 }
 
-// wantReset dials and holds that the connection is reset without a byte.
+// wantReset dials and holds that the connection is reset without a byte. The
+// reset may come before the dialler knows that it was connected.
 func (p *pod) wantReset(t testing.TB, addr netip.Addr, port uint16) {
 	t.Helper()
-	c := p.dial(t, addr, port)
-	defer c.Close()
-	n, err := c.Read(make([]byte, 1))
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := p.NS.Dial(ctx, netip.AddrPortFrom(addr, port), netns.DialOptions{})
+	n := 0
+	if err == nil {
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		n, err = c.Read(make([]byte, 1))
+	}
 	if n != 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%s to %s port %d: read %d bytes and %v, want a reset", p.name, addr, port, n, err)
 	}

@@ -213,7 +213,9 @@ func (a *App) Run(ctx context.Context) error {
 		return a.servePods(ctx, stop)
 	})
 	err := g.Run(life)
-	a.log.Info("stopped", "error", err)
+	if err == nil {
+		a.log.Info("stopped")
+	}
 	return err
 }
 
@@ -282,9 +284,6 @@ func (a *App) greet() {
 	c := a.cfg
 	a.log.Info("starting", "version", version(), "go", runtime.Version(), "node", c.NodeName, "network", c.Network,
 		"xds", c.XDS.Address, "ca", c.CA.Address)
-	if c.FakeCA {
-		a.log.Warn("FAKE_CA: certificates are signed by a key that everybody knows")
-	}
 	if c.DNSCapture {
 		a.log.Warn("DNS capture is asked for but not served: the node agent must not redirect DNS")
 	}

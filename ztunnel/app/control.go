@@ -37,7 +37,7 @@ func (a *App) buildCerts() error {
 func (a *App) issuer() (certs.Issuer, error) {
 	c := a.cfg
 	if c.FakeCA {
-		return selfsigned.Fixed(selfsigned.WithTTL(c.SecretTTL)), nil
+		return selfsigned.Fixed(selfsigned.WithTTL(c.SecretTTL), selfsigned.WithLog(logging.Scope(a.log, "certs"))), nil
 	}
 	client, err := caclient.New(caclient.Config{
 		Address:     c.CA.Address,
