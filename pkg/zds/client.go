@@ -23,8 +23,8 @@ type Handler interface {
 	// that exist follow, each by Add or Keep.
 	SnapshotBegin()
 	// Add takes over a pod's namespace, which the handler closes, also when it
-	// returns an error. An Add for the namespace that the pod already has, and
-	// that the handler accepted, does not come here but as a Keep.
+	// returns an error. The agent may add a pod again: with the namespace it has
+	// (compare NS.ID) that changes nothing, with another one it replaces the pod.
 	Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error
 	// Keep says that a pod still exists. A pod that the handler does not know is
 	// no error when the agent has not found its namespace either.
@@ -51,12 +51,6 @@ type Client struct {
 	handler Handler
 	cfg     ClientConfig
 	up      atomic.Bool
-	known   map[mesh.PodUID]place // accepted Adds; used by Run's goroutine only
-}
-
-type place struct {
-	ns   netns.ID
-	info mesh.PodInfo
 }
 
 // NewClient returns a client of the agent's socket at path.
@@ -70,7 +64,7 @@ func NewClient(path string, h Handler, cfg ClientConfig) *Client {
 	if cfg.MaxBackoff <= 0 {
 		cfg.MaxBackoff = 15 * time.Second
 	}
-	return &Client{path: path, handler: h, cfg: cfg, known: map[mesh.PodUID]place{}}
+	return &Client{path: path, handler: h, cfg: cfg}
 }
 
 // Connected reports whether a session with the agent is up.
@@ -158,6 +152,9 @@ func (s *session) step(ctx context.Context) error {
 	if err == nil {
 		err = s.handle(ctx, m)
 	}
+	if ctx.Err() != nil {
+		return ctx.Err() // no answer at all: the agent asks another ztunnel
+	}
 	if werr := writePacket(s.conn, encodeAck(err), nil); werr != nil && !errors.Is(err, ErrViolation) {
 		return fmt.Errorf("send ack: %w", werr)
 	}
@@ -182,7 +179,6 @@ func (s *session) handle(ctx context.Context, m message) error {
 		}
 		return c.handler.Keep(m.uid)
 	case kindDelete:
-		delete(c.known, m.uid)
 		return c.handler.Delete(m.uid)
 	default:
 		if s.complete {
@@ -194,7 +190,7 @@ func (s *session) handle(ctx context.Context, m message) error {
 	}
 }
 
-// add passes an Add on, or a Keep when the handler has that pod in that namespace.
+// add passes on an Add and the namespace that came with it.
 func (c *Client) add(ctx context.Context, m message) error {
 	if m.noInfo {
 		closeAll([]int{m.fd})
@@ -204,14 +200,5 @@ func (c *Client) add(ctx context.Context, m message) error {
 	if err != nil {
 		return fmt.Errorf("add pod %s (%s): %w", m.info, m.uid, err)
 	}
-	at := place{ns.ID(), m.info}
-	if c.known[m.uid] == at && c.handler.Keep(m.uid) == nil {
-		return ns.Close()
-	}
-	if err := c.handler.Add(ctx, m.uid, m.info, ns); err != nil {
-		delete(c.known, m.uid)
-		return err
-	}
-	c.known[m.uid] = at
-	return nil
+	return c.handler.Add(ctx, m.uid, m.info, ns)
 }

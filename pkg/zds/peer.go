@@ -220,8 +220,12 @@ func (p *peer) add(ctx context.Context, w Workload) error {
 	return nil
 }
 
-// roundTrip sends one request and waits for its answer.
+// roundTrip sends one request and waits for its answer. A request that does not
+// fit into a packet is refused here, and the session goes on.
 func (p *peer) roundTrip(ctx context.Context, m proto.Message, ns *netns.NS) error {
+	if size := proto.Size(m); size > wire.MaxPacket {
+		return &RefusedError{fmt.Sprintf("not sent: %d bytes, a packet holds %d", size, wire.MaxPacket)}
+	}
 	p.conn.SetWriteDeadline(time.Now().Add(p.cfg.AckTimeout))
 	if err := writePacket(p.conn, m, ns); err != nil {
 		return fmt.Errorf("%w: send: %w", errGone, err)

@@ -57,7 +57,7 @@ func NewServer(path string, cfg ServerConfig) *Server {
 	return &Server{path: path, cfg: cfg}
 }
 
-// Connected returns how many ztunnels are connected and have said hello.
+// Connected returns how many ztunnels are connected.
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

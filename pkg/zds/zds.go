@@ -45,7 +45,8 @@ var (
 	ErrViolation = errors.New("protocol violation by the node agent")
 )
 
-// RefusedError is a request that ztunnel answered with an error.
+// RefusedError is a request that ztunnel answered with an error, or that could
+// not be put into a packet for it.
 type RefusedError struct{ Text string }
 
-func (e *RefusedError) Error() string { return "ztunnel: " + e.Text }
+func (e *RefusedError) Error() string { return "refused: " + e.Text }
