@@ -222,16 +222,11 @@ func toPorts(in []*Port) ([]mesh.Port, error) {
 		if err != nil {
 			return nil, fmt.Errorf("ports[%d].target_port: %w", i, err)
 		}
-		port := mesh.Port{Service: service, Target: target, Protocol: toAppProtocol(p.GetAppProtocol())}
-		at := slices.IndexFunc(out, func(o mesh.Port) bool { return o.Service == service })
-		if at >= 0 {
-			out[at] = port
-			continue
-		}
-		out = append(out, port)
+		out = append(out, mesh.Port{Service: service, Target: target, Protocol: toAppProtocol(p.GetAppProtocol())})
 	}
-	slices.SortFunc(out, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
-	return out, nil
+	slices.Reverse(out)
+	slices.SortStableFunc(out, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
+	return slices.CompactFunc(out, func(a, b mesh.Port) bool { return a.Service == b.Service }), nil
 }
 
 func toPort(p uint32) (uint16, error) {
