@@ -240,3 +240,14 @@ func awaitExit(pid int) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+// Remove removes what a mesh that no longer runs left behind.
+func (d Dir) Remove() error {
+	held, err := d.acquire()
+	if err != nil {
+		return err
+	}
+	err = errors.Join(d.Clean(), held.release(d))
+	_ = os.Remove(Root) // when this was the last mesh
+	return err
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/cli/laptop/pod"
+)
+
+func execCommand(e *env) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "exec POD -- CMD [ARG...]",
+		Short: "Run a command inside a pod: its network, names and processes",
+		Long: `Run a command inside a pod: its network, names and processes.
+
+POD is NAMESPACE/NAME, a NAME that is unique, or the name of a Deployment, which
+means one of its pods. The pod finds this program as "culvert".`,
+		Example: "  culvert exec frontend -- culvert fetch http://cart/",
+		Args:    cobra.MinimumNArgs(2),
+	}
+	name := nameFlag(c)
+	c.Flags().SetInterspersed(false)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		command := args[1:]
+		if command[0] == "--" {
+			command = command[1:]
+		}
+		if len(command) == 0 {
+			return laptop.WithHint(fmt.Errorf("no command"), "culvert exec POD -- CMD")
+		}
+		client, err := laptop.NewClient(*name)
+		if err != nil {
+			return err
+		}
+		st, err := client.Status(c.Context())
+		if err != nil {
+			return err
+		}
+		p, err := findPod(st, args[0])
+		if err != nil {
+			return err
+		}
+		return execIn(e, p, command)
+	}
+	return c
+}
+
+func execIn(e *env, p *laptop.PodStatus, command []string) error {
+	env := slices.Clone(p.Env)
+	if term := pod.Getenv(e.environ, "TERM"); term != "" {
+		env = append(env, "TERM="+term)
+	}
+	// Signals go to the command, which decides what they mean.
+	status, err := pod.Exec(context.Background(), pod.ExecSpec{PID: p.PID, Command: command, Env: env, Stdin: e.stdin, Stdout: e.stdout, Stderr: e.stderr})
+	if err != nil {
+		return fmt.Errorf("exec in pod %s/%s: %w", p.Namespace, p.Name, err)
+	}
+	if status != 0 {
+		return exitStatus(status)
+	}
+	return nil
+}
+
+// findPod returns the running pod that a person means.
+func findPod(st *laptop.Status, want string) (*laptop.PodStatus, error) {
+	ns, name, qualified := strings.Cut(want, "/")
+	if !qualified {
+		ns, name = "", want
+	}
+	var exact, owned, prefixed []*laptop.PodStatus
+	for i := range st.Pods {
+		p := &st.Pods[i]
+		if ns != "" && p.Namespace != ns || p.Stopping {
+			continue
+		}
+		switch {
+		case p.Name == name:
+			exact = append(exact, p)
+		case p.Deployment == name:
+			owned = append(owned, p)
+		case strings.HasPrefix(p.Name, name):
+			prefixed = append(prefixed, p)
+		}
+	}
+	found := exact
+	if len(found) == 0 {
+		found = owned[:min(1, len(owned))]
+		for _, p := range owned {
+			if p.Ready {
+				found = []*laptop.PodStatus{p}
+				break
+			}
+		}
+	}
+	if len(found) == 0 {
+		found = prefixed
+	}
+	switch {
+	case len(found) == 0:
+		return nil, laptop.WithHint(fmt.Errorf("there is no pod %q", want), "culvert ps lists them")
+	case len(found) > 1:
+		return nil, laptop.WithHint(fmt.Errorf("%q means several pods", want), "name one of: %s", podNames(found))
+	case found[0].PID == 0:
+		return nil, fmt.Errorf("pod %s/%s does not run: %s", found[0].Namespace, found[0].Name, found[0].Message)
+	}
+	return found[0], nil
+}
+
+func podNames(pods []*laptop.PodStatus) string {
+	var names []string
+	for _, p := range pods {
+		names = append(names, p.Namespace+"/"+p.Name)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/cli/laptop/access"
+)
+
+// logFilter says which access lines a person wants.
+type logFilter struct {
+	pod       string
+	namespace string
+	node      string
+	direction string
+	service   string
+	errors    bool
+}
+
+func logCommand(e *env) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "log",
+		Short: "Show who talked to whom: the access log of all proxies, merged",
+		Args:  cobra.NoArgs,
+	}
+	name, out := nameFlag(c), outputFlag(c)
+	var f logFilter
+	var follow bool
+	var last int
+	fl := c.Flags()
+	fl.BoolVarP(&follow, "follow", "f", false, "go on with what happens from now on")
+	fl.IntVar(&last, "last", 50, "only so many of the newest lines; 0 = all")
+	fl.StringVar(&f.pod, "pod", "", "only lines that name a pod like this, on either side")
+	fl.StringVar(&f.namespace, "namespace", "", "only lines with this namespace on either side")
+	fl.StringVar(&f.node, "node", "", "only lines of this node's ztunnel")
+	fl.StringVar(&f.direction, "direction", "", "inbound or outbound")
+	fl.StringVar(&f.service, "service", "", "only lines whose destination service is like this")
+	fl.BoolVar(&f.errors, "errors", false, "only what was refused or failed")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		client, err := laptop.NewClient(*name)
+		if err != nil {
+			return err
+		}
+		if _, err := client.Status(c.Context()); err != nil {
+			return err
+		}
+		show, err := recordPrinter(e, out)
+		if err != nil {
+			return err
+		}
+		return showLog(c.Context(), client.Dir().Logs(), f, last, follow, show)
+	}
+	return c
+}
+
+// recordPrinter returns what prints a record: a line, or an object per line.
+func recordPrinter(e *env, out *output) (func(access.Record), error) {
+	switch out.format {
+	case "text":
+		return func(r access.Record) { fmt.Fprintln(e.stdout, r) }, nil
+	case "json":
+		enc := json.NewEncoder(e.stdout)
+		return func(r access.Record) { _ = enc.Encode(r) }, nil
+	}
+	return nil, out.write(e.stdout, nil, nil)
+}
+
+func showLog(ctx context.Context, dir string, f logFilter, last int, follow bool, show func(access.Record)) error {
+	all, err := access.Read(dir)
+	if err != nil {
+		return err
+	}
+	var wanted []access.Record
+	for _, r := range all {
+		if f.matches(r) {
+			wanted = append(wanted, r)
+		}
+	}
+	if last > 0 && len(wanted) > last {
+		wanted = wanted[len(wanted)-last:]
+	}
+	for _, r := range wanted {
+		show(r)
+	}
+	if follow {
+		access.Follow(ctx, dir, func(r access.Record) {
+			if f.matches(r) {
+				show(r)
+			}
+		})
+	}
+	return nil
+}
+
+func (f logFilter) matches(r access.Record) bool {
+	switch {
+	case f.pod != "" && !strings.Contains(r.SrcWorkload, f.pod) && !strings.Contains(r.DstWorkload, f.pod),
+		f.namespace != "" && r.SrcNamespace != f.namespace && r.DstNamespace != f.namespace,
+		f.node != "" && r.Component != "ztunnel-"+f.node,
+		f.direction != "" && r.Direction != f.direction,
+		f.service != "" && !strings.Contains(r.DstService, f.service),
+		f.errors && r.Error == "" && r.Status < 400:
+		return false
+	}
+	return true
+}
+
+// shownConnections is how many connections the live view has.
+const shownConnections = 12
+
+// recentConnections keeps the newest access lines.
+type recentConnections struct {
+	max  int
+	mu   sync.Mutex
+	list []string
+}
+
+func newRecentConnections(n int) *recentConnections { return &recentConnections{max: n} }
+
+// follow collects until ctx ends.
+func (r *recentConnections) follow(ctx context.Context, dir laptop.Dir) {
+	access.Follow(ctx, dir.Logs(), func(rec access.Record) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.list = append(r.list, rec.String()); len(r.list) > r.max {
+			r.list = r.list[1:]
+		}
+	})
+}
+
+func (r *recentConnections) lines() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.list...)
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/cli/laptop"
+)
+
+func psCommand(e *env) *cobra.Command {
+	c := &cobra.Command{Use: "ps", Short: "Show nodes, pods, services and components", Args: cobra.NoArgs}
+	name, out := nameFlag(c), outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		client, err := laptop.NewClient(*name)
+		if err != nil {
+			return err
+		}
+		st, err := client.Status(c.Context())
+		if err != nil {
+			return err
+		}
+		return out.write(e.stdout, st, func(w io.Writer) error { return printStatus(w, st) })
+	}
+	return c
+}
+
+func printStatus(w io.Writer, st *laptop.Status) error {
+	if err := table(w, "POD NODE ADDRESS MESH READY RESTARTS AGE IDENTITY", podRows(st)); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := table(w, "SERVICE ADDRESS PORTS ENDPOINTS", serviceRows(st)); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := table(w, "COMPONENT STATE PROCESS RESTARTS REPLACED SINCE LAST-EXIT", componentRows(st)); err != nil {
+		return err
+	}
+	for _, p := range problems(st) {
+		fmt.Fprintln(w, "! "+p)
+	}
+	return nil
+}
+
+func podRows(st *laptop.Status) (rows [][]string) {
+	for _, p := range st.Pods {
+		ready := "no"
+		switch {
+		case p.Stopping:
+			ready = "stopping"
+		case p.Ready:
+			ready = "yes"
+		}
+		rows = append(rows, []string{p.Namespace + "/" + p.Name, p.Node, p.Addrs[0], string(p.Mesh), ready,
+			strconv.Itoa(p.Restarts), age(p.Created), p.Identity})
+	}
+	return rows
+}
+
+func serviceRows(st *laptop.Status) (rows [][]string) {
+	for _, s := range st.Services {
+		var ports []string
+		for _, p := range s.Ports {
+			ports = append(ports, strconv.Itoa(int(p)))
+		}
+		addr := "headless"
+		if len(s.Addrs) > 0 {
+			addr = s.Addrs[0]
+		}
+		rows = append(rows, []string{s.Namespace + "/" + s.Name, addr, strings.Join(ports, ","), strconv.Itoa(s.Endpoints)})
+	}
+	return rows
+}
+
+func componentRows(st *laptop.Status) (rows [][]string) {
+	for _, c := range st.Components {
+		rows = append(rows, []string{c.Name, string(c.State), strconv.Itoa(c.PID), strconv.Itoa(c.Restarts), strconv.Itoa(c.Replaced),
+			age(c.Since), strings.ReplaceAll(c.LastExit, " ", "-")})
+	}
+	return rows
+}
+
+// problems are what a person should know, whatever part found it.
+func problems(st *laptop.Status) []string {
+	list := append([]string{}, st.Problems...)
+	for _, p := range st.Config.Problems {
+		list = append(list, p.String())
+	}
+	for _, p := range st.Pods {
+		if p.Message != "" && !p.Stopping {
+			list = append(list, fmt.Sprintf("pod %s/%s: %s", p.Namespace, p.Name, p.Message))
+		}
+	}
+	return list
+}
+
+// age is how long ago t was, in the one unit that matters.
+func age(t time.Time) string {
+	switch d := time.Since(t); {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
