@@ -61,7 +61,7 @@ func ServerTLS(ctx context.Context, src Source, self mesh.Identity, opt ServerOp
 	cfg := baseTLS()
 	cfg.Certificates = []tls.Certificate{svid.Leaf}
 	cfg.ClientAuth = tls.RequireAnyClientCert // and then VerifyConnection
-	cfg.GetConfigForClient = requireAES
+	cfg.GetConfigForClient = checkHello
 	cfg.VerifyConnection = func(state tls.ConnectionState) error {
 		return svid.checkClient(state.PeerCertificates, domains)
 	}
@@ -79,15 +79,24 @@ func baseTLS() *tls.Config {
 	}
 }
 
-// requireAES refuses clients without AES-GCM, as upstream does. When both are
-// offered Go picks AES on machines that accelerate it.
-func requireAES(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-	if slices.Contains(hello.CipherSuites, tls.TLS_AES_128_GCM_SHA256) ||
-		slices.Contains(hello.CipherSuites, tls.TLS_AES_256_GCM_SHA384) {
-		return nil, nil
+// checkHello refuses what upstream refuses and Go would not: clients without
+// AES-GCM, and clients whose ALPN lacks h2 (Go lets http/1.1 pass). When a client
+// has AES and more, Go picks AES on machines that accelerate it.
+func checkHello(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	refuse := func(why string) (*tls.Config, error) {
+		return nil, reason.New(reason.TLSFailure, "accept client", hello.Conn.RemoteAddr().String(), errors.New(why))
 	}
-	return nil, reason.New(reason.TLSFailure, "accept client", hello.Conn.RemoteAddr().String(),
-		errors.New("client offers no AES-GCM cipher suite"))
+	if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+		return refuse("client does not offer TLS version 1.3")
+	}
+	if !slices.Contains(hello.CipherSuites, tls.TLS_AES_128_GCM_SHA256) &&
+		!slices.Contains(hello.CipherSuites, tls.TLS_AES_256_GCM_SHA384) {
+		return refuse("client offers no AES-GCM cipher suite")
+	}
+	if len(hello.SupportedProtos) > 0 && !slices.Contains(hello.SupportedProtos, ALPN) {
+		return refuse("client offers application protocols without " + ALPN)
+	}
+	return nil, nil
 }
 
 // checkServer is the client's check of a server.
