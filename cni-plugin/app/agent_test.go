@@ -212,6 +212,8 @@ type ztunnel struct {
 	pods map[mesh.PodUID]netns.ID
 	kept map[mesh.PodUID]bool
 	done int // snapshots
+
+	named map[mesh.PodUID]bool // since the snapshot began
 }
 
 func (w *world) ztunnel() *ztunnel {
@@ -236,6 +238,7 @@ func (z *ztunnel) Add(_ context.Context, uid mesh.PodUID, info mesh.PodInfo, ns 
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.pods[uid] = ns.ID()
+	z.named[uid] = true
 	return nil
 }
 
@@ -243,6 +246,7 @@ func (z *ztunnel) Keep(uid mesh.PodUID) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.kept[uid] = true
+	z.named[uid] = true
 	return nil
 }
 
@@ -253,12 +257,19 @@ func (z *ztunnel) Delete(uid mesh.PodUID) error {
 	return nil
 }
 
-func (z *ztunnel) SnapshotBegin() {}
-func (z *ztunnel) Disconnected()  {}
+func (z *ztunnel) Disconnected() {}
+
+func (z *ztunnel) SnapshotBegin() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.named = map[mesh.PodUID]bool{}
+}
+
 func (z *ztunnel) SnapshotDone() {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.done++
+	maps.DeleteFunc(z.pods, func(uid mesh.PodUID, _ netns.ID) bool { return !z.named[uid] })
 }
 
 func (z *ztunnel) has() map[mesh.PodUID]netns.ID {
