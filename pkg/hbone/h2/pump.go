@@ -65,9 +65,9 @@ func (s *stream) Pump(ctx context.Context, conn *net.TCPConn, n *hbone.Counters)
 
 // cut ends everything at once: ctx has ended.
 func (p *pump) cut() {
-	p.s.Reset(hbone.Cancel)
 	_ = p.conn.SetLinger(0)
-	_ = p.conn.Close()
+	_ = p.conn.Close() // first: the end of the stream would become a FIN
+	p.s.Reset(hbone.Cancel)
 }
 
 // attach makes k the destination of what the peer sends, and of what it has

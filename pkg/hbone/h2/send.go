@@ -324,7 +324,7 @@ func (c *conn) unblock() {
 // awaitWindow waits until s may send something. c.mu is held.
 func (s *stream) awaitWindow() error {
 	c := s.c
-	for s.err == nil && !s.writeLate.expired {
+	for s.sendErr() == nil {
 		switch {
 		case s.sendWin <= 0:
 		case c.sendWin <= 0:
