@@ -58,10 +58,10 @@ func (s *stream) signal() {
 	}
 }
 
-// mark notes a change, if the client has subscribed to it and may see it. The
+// mark notes a change of what the client sees, if it has subscribed to it. The
 // caller holds Cache.mu.
 func (s *stream) mark(n Name, old, new *Resource) bool {
-	if !(old != nil && old.visible(s.client.Scope) || new != nil && new.visible(s.client.Scope)) {
+	if old == nil && new == nil || old != nil && new != nil && old.Version == new.Version {
 		return false
 	}
 	s.mu.Lock()

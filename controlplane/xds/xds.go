@@ -148,13 +148,7 @@ func (c *Cache) setLocked(owner source.Key, n Name, r *Resource, touched map[*st
 	t := c.typeLocked(n.Type)
 	list := t.byName[n.Name]
 	i := slices.IndexFunc(list, func(o owned) bool { return o.owner == owner })
-	var old *Resource
-	if i >= 0 {
-		old = &list[i].Resource
-		if r != nil && old.Version == r.Version && old.Scope == r.Scope {
-			return
-		}
-	} else if r == nil {
+	if i < 0 && r == nil || i >= 0 && r != nil && list[i].Version == r.Version && list[i].Scope == r.Scope {
 		return
 	}
 	next := make([]owned, 0, len(list)+1)
@@ -167,7 +161,11 @@ func (c *Cache) setLocked(owner source.Key, n Name, r *Resource, touched map[*st
 		next = append(next, owned{owner, *r})
 	}
 	t.replace(n.Name, next)
-	c.notifyLocked(n, old, r, touched)
+	for s := range c.streams {
+		if s.mark(n, visible(list, s.client.Scope), visible(next, s.client.Scope)) {
+			touched[s] = struct{}{}
+		}
+	}
 }
 
 func (c *Cache) typeLocked(url string) *typeCache {
@@ -203,15 +201,6 @@ func (t *typeCache) replace(name string, next []owned) {
 	}
 }
 
-// notifyLocked marks the change on the streams that may see it.
-func (c *Cache) notifyLocked(n Name, old, new *Resource, touched map[*stream]struct{}) {
-	for s := range c.streams {
-		if s.mark(n, old, new) {
-			touched[s] = struct{}{}
-		}
-	}
-}
-
 // lookup returns the resource that a client of that scope sees under a name or
 // alias, or nil.
 func (t *typeCache) lookup(name, scope string) *Resource {
@@ -226,8 +215,10 @@ func (t *typeCache) lookup(name, scope string) *Resource {
 	return nil
 }
 
-func (t *typeCache) named(name, scope string) *Resource {
-	list := t.byName[name]
+func (t *typeCache) named(name, scope string) *Resource { return visible(t.byName[name], scope) }
+
+// visible returns the first resource of the list that scope sees, or nil.
+func visible(list []owned, scope string) *Resource {
 	for i := range list {
 		if list[i].visible(scope) {
 			return &list[i].Resource
