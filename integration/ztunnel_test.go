@@ -350,8 +350,8 @@ func (p *pair) metrics(t *testing.T) {
 	}
 }
 
-// TestZtunnelDrain replaces the server's ztunnel under load: no new connection
-// fails, and the open ones that end in time are whole.
+// TestZtunnelDrain replaces the server's ztunnel and then the client's under load:
+// no new connection fails, and the open ones that end in time are whole.
 func TestZtunnelDrain(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
@@ -360,11 +360,7 @@ func TestZtunnelDrain(t *testing.T) {
 	stranger := f.outside("stranger")
 	server.listen(t, 7000, echo)
 	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
-	f.ztunnel("node-1", a1, nil)
-	old := f.ztunnel("node-2", a2, nil)
-
-	open := client.dial(t, server.IP4, 7000)
-	io.WriteString(open, "begin ")
+	front, back := f.ztunnel("node-1", a1, nil), f.ztunnel("node-2", a2, nil)
 
 	load, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -373,33 +369,34 @@ func TestZtunnelDrain(t *testing.T) {
 	for _, p := range []*pod{client, stranger} {
 		done.Go(func() { pace(t, load, p, server.IP4, &good) })
 	}
-	wantMore := func(z *ztunnel) {
-		z.t.Helper()
-		reach := good.Load() + 40
-		z.until("the load to go on", func() bool { return good.Load() >= reach })
-	}
-	wantMore(old)
-	successor := f.ztunnel("node-2", a2, old.ns)
-	wantMore(successor)
-	old.term()
-	wantMore(successor)
-	io.WriteString(open, "end")
-	open.CloseWrite()
-	got, err := io.ReadAll(open)
-	if want := client.IP4.String() + "\nbegin end"; string(got) != want || err != nil {
-		t.Errorf("a connection that was open during the drain: %q, %v", got, err)
-	}
-	successor.until("the old process to end", func() bool {
-		select {
-		case <-old.done:
-			return true
-		default:
-			return false
+	replace := func(node string, a *agent, old *ztunnel) {
+		open := client.dial(t, server.IP4, 7000)
+		io.WriteString(open, "begin ")
+		wantMore(old, &good)
+		successor := f.ztunnel(node, a, old.ns)
+		wantMore(successor, &good)
+		old.term()
+		wantMore(successor, &good)
+		io.WriteString(open, "end")
+		open.CloseWrite()
+		got, err := io.ReadAll(open)
+		if want := client.IP4.String() + "\nbegin end"; string(got) != want || err != nil {
+			t.Errorf("a connection that was open during the drain of %s: %q, %v", node, got, err)
 		}
-	})
-	wantMore(successor)
+		<-old.done
+		wantMore(successor, &good)
+	}
+	replace("node-2", a2, back)
+	replace("node-1", a1, front)
 	stop()
 	done.Wait()
+}
+
+// wantMore waits until the load has gone on for a while.
+func wantMore(z *ztunnel, good *atomic.Int64) {
+	z.t.Helper()
+	reach := good.Load() + 40
+	z.until("the load to go on", func() bool { return good.Load() >= reach })
 }
 
 // pace opens connections one after the other, some 100 a second, until ctx ends.

@@ -47,50 +47,61 @@ func (p *Pod) refusedTunnel(remote netip.AddrPort, err error) {
 //	record     one access-log line, one set of counters
 func (p *Pod) serveInbound(ctx context.Context, in *hbone.Incoming) {
 	rec := p.begin(inbound)
-	err := p.carryInbound(ctx, in, rec)
+	live := p.conns.track(p.ends, inbound)
+	defer live.untrack()
+	app, stream, err := p.admit(ctx, in, live, rec)
+	if err == nil {
+		err = stream.Pump(live.ctx, app, &rec.bytes)
+		stream.Close()
+		app.Close()
+	}
 	rec.end(err)
 }
 
-func (p *Pod) carryInbound(ctx context.Context, in *hbone.Incoming, rec *record) error {
-	rec.line.Source = accesslog.Party{Addr: in.Remote, Identity: in.Peer}
-	rec.line.HBONEAddr = in.Request.Authority
-	refuse := func(err error) error {
+// admit is everything up to the answer. It is apart from relay so that a
+// connection that is only open does not hold on to the stack that this took.
+func (p *Pod) admit(ctx context.Context, in *hbone.Incoming, live *live, rec *record) (*net.TCPConn, hbone.Stream, error) {
+	self, app, err := p.deliver(ctx, in, live, rec)
+	if err != nil {
 		in.Reject(route.StatusOf(err))
-		return err
-	}
-	self, err := p.workload(ctx)
-	if err != nil {
-		return refuse(err)
-	}
-	to, err := p.validate(self, in)
-	if err != nil {
-		rec.line.Destination = party(self)
-		return refuse(err)
-	}
-	p.describe(rec, self, in, to)
-
-	live := p.conns.track(p.ends, inbound)
-	defer live.untrack()
-	live.tell(in.Remote, in.Local, to.Dial, "HBONE")
-	client := authz.Connection{Source: in.Remote.Addr(), Identity: in.Peer, Destination: to.Policy, Network: p.node.Settings.Network}
-	if err := p.authorize(ctx, self, live, client); err != nil {
-		return refuse(err)
-	}
-	app, err := p.connect(ctx, to, in)
-	if err != nil {
-		return refuse(err)
-	}
-	defer app.Close()
-	if err := live.err(); err != nil {
-		return refuse(err)
+		return nil, nil, err
 	}
 	stream, err := in.Accept(p.response(self))
 	if err != nil {
 		abort(app)
-		return err
 	}
-	defer stream.Close()
-	return stream.Pump(live.ctx, app, &rec.bytes)
+	return app, stream, err
+}
+
+// deliver is everything before the answer: it connects to the program, or says
+// why not.
+func (p *Pod) deliver(ctx context.Context, in *hbone.Incoming, live *live, rec *record) (*mesh.Workload, *net.TCPConn, error) {
+	rec.line.Source = accesslog.Party{Addr: in.Remote, Identity: in.Peer}
+	rec.line.HBONEAddr = in.Request.Authority
+	self, err := p.workload(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	to, err := p.validate(self, in)
+	if err != nil {
+		rec.line.Destination = party(self)
+		return nil, nil, err
+	}
+	p.describe(rec, self, in, to)
+	live.tell(in.Remote, in.Local, to.Dial, "HBONE")
+	client := authz.Connection{Source: in.Remote.Addr(), Identity: in.Peer, Destination: to.Policy, Network: p.node.Settings.Network}
+	if err := p.authorize(ctx, self, live, client); err != nil {
+		return nil, nil, err
+	}
+	app, err := p.connect(ctx, to, in)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := live.err(); err != nil { // denied meanwhile
+		app.Close()
+		return nil, nil, err
+	}
+	return self, app, nil
 }
 
 func (p *Pod) validate(self *mesh.Workload, in *hbone.Incoming) (route.Delivery, error) {

@@ -54,7 +54,13 @@ func (p *Pod) serveCounted(c *net.TCPConn, serve func(*net.TCPConn)) {
 func (p *Pod) serveOutbound(client *net.TCPConn) {
 	p.tune(client)
 	rec := p.begin(outbound)
-	err := p.carryOutbound(client, rec)
+	live := p.conns.track(p.ends, outbound)
+	defer live.untrack()
+	server, err := p.reach(live, client, rec)
+	if err == nil {
+		err = server.move(live.ctx, client, &rec.bytes)
+		server.close()
+	}
 	if err != nil {
 		abort(client)
 	} else {
@@ -63,24 +69,22 @@ func (p *Pod) serveOutbound(client *net.TCPConn) {
 	rec.end(err)
 }
 
-func (p *Pod) carryOutbound(client *net.TCPConn, rec *record) error {
+// reach is capture, choose and open. It is apart from relay so that a connection
+// that is only open does not hold on to the stack that opening it took.
+func (p *Pod) reach(live *live, client *net.TCPConn, rec *record) (far, error) {
 	flow, err := p.capture(client, rec)
 	if err != nil {
-		return err
+		return far{}, err
 	}
 	r, err := route.Choose(p.node.Mesh, flow)
 	if err != nil {
-		return err
+		return far{}, err
 	}
-	live := p.conns.track(p.ends, outbound)
-	defer live.untrack()
 	server, err := p.open(live.ctx, &flow, r, rec)
-	if err != nil {
-		return err
+	if err == nil {
+		live.tell(flow.Client, flow.Dst, server.to, server.protocol())
 	}
-	defer server.close()
-	live.tell(flow.Client, flow.Dst, server.to, server.protocol())
-	return server.move(live.ctx, client, &rec.bytes)
+	return server, err
 }
 
 // capture finds out who dialled what.

@@ -208,7 +208,7 @@ func StatusOf(err error) int {
 		return http.StatusOK
 	case reason.BadRequest, reason.AddressMismatch:
 		return http.StatusBadRequest
-	case reason.DeniedByPolicy, reason.DeniedByDefault, reason.DeniedPolicyAbsent:
+	case reason.DeniedByPolicy, reason.DeniedByDefault, reason.DeniedPolicyAbsent, reason.PolicyChanged:
 		return http.StatusUnauthorized
 	}
 	return http.StatusServiceUnavailable
