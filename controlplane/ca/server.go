@@ -167,7 +167,7 @@ func (s *Server) authenticate(ctx context.Context) (*token.Claims, error) {
 // names another and may.
 func (s *Server) authorize(caller *token.Claims, req *ca.IstioCertificateRequest) (mesh.Identity, error) {
 	own := mesh.Identity{TrustDomain: s.cfg.TrustDomain, Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount.Name}
-	wanted := req.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue()
+	wanted := req.GetMetadata().GetFields()[ca.ImpersonatedIdentity].GetStringValue()
 	if wanted == "" {
 		return own, nil
 	}

@@ -126,7 +126,7 @@ func (c *Client) issue(ctx context.Context, id mesh.Identity) (*certs.SVID, erro
 	req := &ca.IstioCertificateRequest{Csr: string(csr), ValidityDuration: int64(c.cfg.TTL / time.Second)}
 	if c.cfg.Impersonate {
 		req.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-			"ImpersonatedIdentity": structpb.NewStringValue(id.String()),
+			ca.ImpersonatedIdentity: structpb.NewStringValue(id.String()),
 		}}
 	}
 	resp, err := c.ca.CreateCertificate(ctx, req)
