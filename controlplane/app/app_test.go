@@ -160,7 +160,8 @@ func (p *plane) connect(who proxy) *client {
 
 func (p *plane) connectWith(tok string, who proxy) *client {
 	p.t.Helper()
-	conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: p.roots, MinVersion: tls.VersionTLS13})))
+	conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: p.roots, MinVersion: tls.VersionTLS13})),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(200<<20)))
 	if err != nil {
 		p.t.Fatal(err)
 	}
