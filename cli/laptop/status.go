@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/cli/laptop/cluster"
@@ -15,6 +16,7 @@ import (
 	"github.com/culvert-mesh/culvert/controlplane/gateway"
 	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
@@ -247,12 +249,35 @@ func (m *Mesh) askConfig(ctx context.Context) (c ConfigStatus) {
 		return ConfigStatus{}
 	}
 	var answer struct {
-		Problems []folder.Problem `json:"problems"`
+		Problems   []folder.Problem `json:"problems"`
+		Conditions []condition      `json:"conditions"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return ConfigStatus{}
 	}
+	for _, c := range answer.Conditions {
+		if !c.Status {
+			answer.Problems = append(answer.Problems, c.problem())
+		}
+	}
 	return ConfigStatus{Connected: true, Problems: answer.Problems, Raw: body}
+}
+
+// condition is what the control plane came to about one object.
+type condition struct {
+	Object  string        `json:"object"`
+	Type    string        `json:"type"`
+	Status  bool          `json:"status"`
+	Reason  reason.Reason `json:"reason"`
+	Field   string        `json:"field"`
+	Message string        `json:"message"`
+	File    string        `json:"file"`
+	Line    int           `json:"line"`
+}
+
+func (c condition) problem() folder.Problem {
+	return folder.Problem{File: c.File, Line: c.Line, Object: c.Object, Field: c.Field, Reason: c.Reason,
+		Detail: strings.TrimSuffix("not "+c.Type+": "+c.Message, ": ")}
 }
 
 func texts[T fmt.Stringer](list []T) []string {

@@ -54,7 +54,6 @@ func (s ExecSpec) run(ctx context.Context) (int, error) {
 	cmd.Args[0] = s.Command[0]
 	cmd.Env, cmd.Dir = s.Env, "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.Stdin, s.Stdout, s.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGWINCH)
 	defer signal.Stop(signals)
