@@ -23,7 +23,7 @@ func testCA(t testing.TB, life time.Duration) (root, leaf *x509.Certificate) {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: now, NotAfter: now.Add(10 * life),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	make := func(tmpl, parent *x509.Certificate) *x509.Certificate {
+	issue := func(tmpl, parent *x509.Certificate) *x509.Certificate {
 		der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), key)
 		if err != nil {
 			t.Fatal(err)
@@ -34,8 +34,8 @@ func testCA(t testing.TB, life time.Duration) (root, leaf *x509.Certificate) {
 		}
 		return cert
 	}
-	root = make(ca, ca)
-	return root, make(&x509.Certificate{
+	root = issue(ca, ca)
+	return root, issue(&x509.Certificate{
 		SerialNumber: big.NewInt(2), NotBefore: now, NotAfter: now.Add(life), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, root)
 }
