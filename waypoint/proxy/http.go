@@ -33,6 +33,8 @@ func (p *Proxy) HTTP(ctx context.Context, c *listener.Conn) {
 	stop := context.AfterFunc(ctx, s.abort)
 	defer stop()
 	defer s.watch.stop()
+	p.add(s)
+	defer p.remove(s)
 	for s.next() {
 	}
 	if ctx.Err() == nil {
@@ -60,6 +62,8 @@ type session struct {
 	watch   watch
 	series  seriesCache
 	counted struct{ received, sent int64 } // of the client's bytes, at the end of the last request
+	idle    atomic.Bool                    // between two requests
+	woken   bool                           // by draining, while a request was arriving
 	upNow   atomic.Pointer[upstream.Conn]  // to be reset when ctx ends
 
 	req  http.Request
@@ -101,8 +105,7 @@ type sent struct{ bodyErr, writeErr error }
 
 // next serves one request and reports whether another may follow.
 func (s *session) next() bool {
-	err := s.srv.ReadRequest(&s.req)
-	if err != nil {
+	if err := s.read(); err != nil {
 		s.badRequest(err)
 		return false
 	}
@@ -112,6 +115,27 @@ func (s *session) next() bool {
 	s.finish()
 	s.record()
 	return !s.dead && s.srv.Reusable()
+}
+
+// read waits for a request. Draining wakes it; a request that has begun to
+// arrive is served all the same.
+func (s *session) read() error {
+	for {
+		if s.p.draining.Load() && !s.srv.Partial() {
+			return io.EOF
+		}
+		s.idle.Store(true)
+		err := s.srv.ReadRequest(&s.req)
+		s.idle.Store(false)
+		if s.p.draining.Load() {
+			_ = s.down.SetReadDeadline(time.Time{})
+			if errors.Is(err, os.ErrDeadlineExceeded) && s.srv.Partial() && !s.woken {
+				s.woken = true
+				continue
+			}
+		}
+		return err
+	}
 }
 
 // badRequest answers a request that could not be read; a client that merely

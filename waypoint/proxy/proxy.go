@@ -19,6 +19,7 @@ package proxy
 import (
 	"context"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/http/h1"
 	"github.com/culvert-mesh/culvert/waypoint/listener"
+	"github.com/culvert-mesh/culvert/waypoint/stream"
 	"github.com/culvert-mesh/culvert/waypoint/upstream"
 )
 
@@ -59,15 +61,52 @@ type Proxy struct {
 	cfg      Config
 	draining atomic.Bool
 	active   atomic.Int64 // requests and TCP connections under way
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
 }
 
 var _ listener.Handler = (*Proxy)(nil)
 
 // New returns a proxy.
-func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
+func New(cfg Config) *Proxy { return &Proxy{cfg: cfg, sessions: make(map[*session]struct{})} }
 
-// Drain makes every response say that its connection ends.
-func (p *Proxy) Drain() { p.draining.Store(true) }
+// Drain makes every response say that its connection ends, and ends the
+// connections that rest between two requests.
+func (p *Proxy) Drain() {
+	p.draining.Store(true)
+	p.endIdle()
+}
+
+// endIdle wakes the sessions that wait for a request. One that begins to wait at
+// this moment is found the next time.
+func (p *Proxy) endIdle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		if s.idle.Load() {
+			_ = s.down.SetReadDeadline(stream.Past)
+		}
+	}
+}
+
+func (p *Proxy) add(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sessions[s] = struct{}{}
+}
+
+func (p *Proxy) remove(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, s)
+}
+
+func (p *Proxy) live() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.sessions)
+}
 
 // Active is the number of requests and TCP connections under way.
 func (p *Proxy) Active() int64 { return p.active.Load() }
@@ -166,11 +205,12 @@ func (p *Proxy) enter() func() {
 
 func (p *Proxy) leave() { p.active.Add(-1) }
 
-// Idle waits until nothing is under way or ctx ends.
+// Idle waits, after Drain, until every connection has ended or ctx does.
 func (p *Proxy) Idle(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for p.active.Load() > 0 {
+	for p.active.Load() > 0 || p.live() > 0 {
+		p.endIdle()
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
