@@ -148,13 +148,10 @@ func (c *conn) run() error {
 	defer close(c.closed)
 	defer c.stopPings()
 	err := c.readLoop()
-	var ce *connError
-	switch {
-	case errors.As(err, &ce):
+	if ce, ok := errors.AsType[*connError](err); ok {
 		c.goAwayNow(ce.code, ce.why)
-	default:
-		err = c.lost(err)
 	}
+	err = c.lost(err)
 	c.fail(err)
 	c.discard()
 	_ = c.t.Close()
@@ -179,7 +176,7 @@ func (c *conn) lost(err error) error {
 		return c.err
 	case !c.peerSet:
 		return reason.New(reason.TunnelHandshake, "open tunnel", c.t.RemoteAddr().String(), err)
-	case len(c.streams) == 0 && (c.away || errors.Is(err, io.EOF)):
+	case len(c.streams) == 0 && (c.finish || errors.Is(err, io.EOF)):
 		return errFinished
 	}
 	return reason.New(reason.TunnelClosed, "read tunnel", c.t.RemoteAddr().String(), err)

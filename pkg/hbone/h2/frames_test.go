@@ -52,10 +52,13 @@ func (p *plain) WriteBuffers(bufs [][]byte) error {
 }
 
 func (p *plain) CloseWrite() error {
-	if c, ok := p.Conn.(*net.TCPConn); ok {
+	switch c := p.Conn.(type) {
+	case *net.TCPConn:
 		return c.CloseWrite()
+	case *buffered:
+		c.out <- nil // once everything has been passed on
 	}
-	return p.Conn.Close()
+	return nil
 }
 
 func (p *plain) LocalAddr() netip.AddrPort  { return netip.AddrPort{} }

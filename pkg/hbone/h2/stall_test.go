@@ -1,0 +1,132 @@
+package h2
+
+import (
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
+)
+
+// One of 100 streams on a tunnel has a destination that takes nothing, while
+// its client sends as much as it can. The others' requests go on as before, and
+// what is buffered for it stays within its window.
+func TestOneStalledDestination(t *testing.T) {
+	const streams, rounds = 99, 40
+	budget := hbone.NewBudget(64 << 20)
+	m := newMesh(t, pumpTo, func(pc *PoolConfig, sc *ServerConfig) {
+		pc.MaxStreams, pc.Budget, sc.Budget = 200, budget, budget
+	})
+	release := make(chan struct{})
+	var drained atomic.Int64
+	stuck := app(t, func(c *net.TCPConn) {
+		<-release
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := c.Read(buf)
+			drained.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	client, ended := m.through(t, stuck, nil)
+	echoes := app(t, echo)
+	conns := make([]*net.TCPConn, streams)
+	for i := range conns {
+		conns[i], _ = m.through(t, echoes, nil)
+	}
+	measure := func() []time.Duration { return requests(t, conns, rounds) }
+	measure() // warm up
+	before := measure()
+
+	sent := make(chan int64, 1)
+	var progress atomic.Int64
+	go func() { sent <- flood(client, 32<<20, &progress) }()
+	waitStill(t, &progress)
+
+	during := measure() // its completion is the hard condition: all bytes of all others arrive
+	if used, size := budget.Used(); used > size/4 {
+		t.Errorf("one stalled stream holds %d bytes", used)
+	}
+	if len(m.pool.Snapshot()) != 1 {
+		t.Errorf("%d connections, want the stalled stream and the others on one", len(m.pool.Snapshot()))
+	}
+	b50, b90 := quantiles(before)
+	d50, d90 := quantiles(during)
+	t.Logf("request latency p50, p90: %v, %v before; %v, %v with a stalled stream", b50, b90, d50, d90)
+	if d50 > 4*b50+2*time.Millisecond || d90 > 4*b90+5*time.Millisecond {
+		t.Errorf("a stalled stream slows the others down")
+	}
+
+	close(release)
+	if n := <-sent; n != 32<<20 {
+		t.Errorf("sent %d bytes after the release", n)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	hbonetest.Until(t, "everything to arrive", func() bool { return drained.Load() == 32<<20 })
+	hbonetest.Until(t, "the budget to be given back", func() bool { used, _ := budget.Used(); return used < 32<<20 })
+}
+
+// requests does so many round trips on every connection at once and returns how
+// long each took.
+func requests(t *testing.T, conns []*net.TCPConn, rounds int) []time.Duration {
+	t.Helper()
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	for _, c := range conns {
+		wg.Go(func() {
+			took := make([]time.Duration, rounds)
+			for i := range took {
+				start := time.Now()
+				roundTrip(t, c)
+				took[i] = time.Since(start)
+			}
+			mu.Lock()
+			all = append(all, took...)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+func quantiles(d []time.Duration) (p50, p90 time.Duration) {
+	slices.Sort(d)
+	return d[len(d)/2], d[len(d)*9/10]
+}
+
+// flood sends size bytes and ends its direction.
+func flood(c *net.TCPConn, size int, progress *atomic.Int64) int64 {
+	buf := make([]byte, 64<<10)
+	for progress.Load() < int64(size) {
+		n, err := c.Write(buf)
+		progress.Add(int64(n))
+		if err != nil {
+			break
+		}
+	}
+	_ = c.CloseWrite()
+	return progress.Load()
+}
+
+// waitStill waits until a count has stopped to move.
+func waitStill(t *testing.T, n *atomic.Int64) {
+	t.Helper()
+	last, same := int64(-1), 0
+	hbonetest.Until(t, "the sender to be held up", func() bool {
+		if now := n.Load(); now != last || now == 0 {
+			last, same = now, 0
+		} else {
+			same++
+		}
+		return same > 50
+	})
+}
