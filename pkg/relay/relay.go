@@ -14,7 +14,6 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
 // Counters are live byte counts of one connection. Sent counts toward the
@@ -26,9 +25,6 @@ type Counters struct {
 
 // chunk is how many bytes move between two updates of the counters.
 const chunk = 1 << 20
-
-// aLongTimeAgo is a deadline that ends every pending Read and Write at once.
-var aLongTimeAgo = time.Unix(1, 0)
 
 // Copy moves bytes between a, the client, and b, the destination, until both
 // directions have ended. A FIN on one side becomes a FIN on the other while the
@@ -46,8 +42,8 @@ func Copy(ctx context.Context, a, b *net.TCPConn, n *Counters) error {
 		abort(b)
 	})
 	back := make(chan error, 1)
-	go copyBack(a, b, &n.Received, back)
-	err := copyOneWay(b, a, &n.Sent)
+	go copyBack(ctx, a, b, &n.Received, back)
+	err := copyOneWay(ctx, b, a, &n.Sent)
 	if berr := <-back; err == nil {
 		err = berr
 	}
@@ -58,12 +54,12 @@ func Copy(ctx context.Context, a, b *net.TCPConn, n *Counters) error {
 }
 
 // copyBack runs the second direction of a Copy.
-func copyBack(a, b *net.TCPConn, n *atomic.Uint64, done chan<- error) {
-	done <- copyOneWay(a, b, n)
+func copyBack(ctx context.Context, a, b *net.TCPConn, n *atomic.Uint64, done chan<- error) {
+	done <- copyOneWay(ctx, a, b, n)
 }
 
 // copyOneWay moves bytes from src to dst until src ends, then ends dst.
-func copyOneWay(dst, src *net.TCPConn, n *atomic.Uint64) error {
+func copyOneWay(ctx context.Context, dst, src *net.TCPConn, n *atomic.Uint64) error {
 	lim := io.LimitedReader{R: src}
 	for {
 		lim.N = chunk
@@ -71,6 +67,9 @@ func copyOneWay(dst, src *net.TCPConn, n *atomic.Uint64) error {
 		n.Add(uint64(moved))
 		if err == nil && lim.N == 0 {
 			continue
+		}
+		if ctx.Err() != nil {
+			return err // both sockets are being reset: no FIN
 		}
 		if cerr := dst.CloseWrite(); err == nil {
 			err = cerr
@@ -94,9 +93,9 @@ func Closed(err error) bool {
 		errors.Is(err, syscall.ENOTCONN)
 }
 
-// abort ends every pending operation on c and makes its peer see a reset.
+// abort closes c, which ends every pending operation, and makes its peer see a
+// reset.
 func abort(c *net.TCPConn) {
-	_ = c.SetDeadline(aLongTimeAgo)
 	_ = c.SetLinger(0)
 	_ = c.Close()
 }
