@@ -33,9 +33,10 @@ import (
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
-	t    testing.TB
-	tls  *tls.Config
-	addr string
+	t       testing.TB
+	tls     *tls.Config
+	options []grpc.ServerOption
+	addr    string
 
 	mu        sync.Mutex
 	grpc      *grpc.Server // nil while stopped
@@ -51,11 +52,11 @@ type Server struct {
 }
 
 // New starts a server on loopback; the test's end stops it. cfg may be nil for
-// plain text.
-func New(t testing.TB, cfg *tls.Config) *Server {
+// plain text; options are added to the gRPC server's.
+func New(t testing.TB, cfg *tls.Config, options ...grpc.ServerOption) *Server {
 	t.Helper()
 	s := &Server{
-		t: t, tls: cfg, addr: "127.0.0.1:0",
+		t: t, tls: cfg, options: options, addr: "127.0.0.1:0",
 		resources: make(map[string]map[string]*discovery.Resource),
 		streams:   make(map[*stream]bool),
 		changed:   make(chan struct{}),
@@ -84,10 +85,10 @@ func (s *Server) Start() {
 		s.t.Fatalf("xdstest: %v", err)
 	}
 	s.addr = l.Addr().String()
-	options := []grpc.ServerOption{
+	options := append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(200 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	}
+	}, s.options...)
 	if s.tls != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(s.tls)))
 	}
