@@ -1,10 +1,16 @@
 package app
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
@@ -64,5 +70,72 @@ func TestNoDescriptorLeft(t *testing.T) {
 	}
 	if after := netnstest.OpenFDs(t); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+// get asks the agent on its socket.
+func get(t *testing.T, socket, path string) (int, string) {
+	t.Helper()
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
+	defer tr.CloseIdleConnections()
+	res, err := (&http.Client{Transport: tr}).Get("http://agent" + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
+
+// lockedBuffer is where the program under test logs to.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func TestMainProgram(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t) // for its folders
+	w.namespace("ambient")
+	w.pod("u1", "")
+	ctx, cancel := context.WithCancel(t.Context())
+	var log lockedBuffer
+	ended := make(chan error, 1)
+	args := []string{"--node", "node-1", "--socket", w.cfg.Socket, "--zds", w.cfg.ZDS, "--objects", w.cfg.Objects[0],
+		"--patches-out", w.cfg.PatchesOut, "--netns-dir", w.cfg.NetnsDir}
+	go func() { ended <- Main(ctx, args, nil, &log) }()
+	w.agent = New(w.cfg, Parts{}) // only so that await can show a status
+	w.await("the agent is ready", func() bool { code, _ := get(t, w.cfg.Socket, "/readyz"); return code == http.StatusOK })
+	_, text := get(t, w.cfg.Socket, "/status")
+	var st Status
+	if err := json.Unmarshal([]byte(text), &st); err != nil || len(st.Pods) != 1 || !st.Pods[0].InMesh || st.Node != "node-1" {
+		t.Errorf("status %s, %v", text, err)
+	}
+	if code, text := get(t, w.cfg.Socket, "/metrics"); code != http.StatusOK || !strings.Contains(text, `nodeagent_reconcile_events_total{type="add"} 1`) ||
+		!strings.Contains(text, "ztunnel_connected 0") {
+		t.Errorf("metrics: %d %s", code, text)
+	}
+	if code, _ := get(t, w.cfg.Socket, "/cmdadd"); code != http.StatusMethodNotAllowed && code != http.StatusNotFound {
+		t.Errorf("GET /cmdadd: %d", code)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("ended with %v", err)
+	}
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	if !strings.Contains(log.buf.String(), "node agent started") {
+		t.Errorf("log %q", log.buf.String())
 	}
 }

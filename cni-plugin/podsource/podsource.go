@@ -17,6 +17,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -77,10 +78,14 @@ func (f *Folders) take(out *Snapshot, o *folder.Object) error {
 		return err
 	}
 	p, err := DecodePod(o)
-	if err == nil && p.Node == f.node && p.UID != "" {
-		out.Pods[p.UID] = p
+	if err != nil || p.Node != f.node || p.UID == "" {
+		return err
 	}
-	return err
+	if strings.ContainsAny(string(p.UID), "/\x00") {
+		return fmt.Errorf("pod UID %q: UIDs name files and cannot contain that", p.UID)
+	}
+	out.Pods[p.UID] = p
+	return nil
 }
 
 // DecodeNamespace reads a Namespace object.

@@ -47,6 +47,11 @@ spec: {nodeName: node-1, containers: nonsense}
 ---
 apiVersion: v1
 kind: Pod
+metadata: {name: climber, namespace: shop, uid: ../../u4}
+spec: {nodeName: node-1, containers: []}
+---
+apiVersion: v1
+kind: Pod
 metadata: {name: new, namespace: shop}
 spec: {nodeName: node-1, containers: []}
 `

@@ -42,7 +42,10 @@ type Handler interface {
 type ClientConfig struct {
 	Log        *slog.Logger
 	MinBackoff time.Duration // between two attempts to connect, doubling; 0 = 20 ms
-	MaxBackoff time.Duration // 0 = 15 s
+	// MaxBackoff bounds the wait; 0 = 2 s. Others of this protocol wait up to 15 s,
+	// but every second after the agent's return is one in which no pod can start,
+	// and a dial to a local socket costs nothing.
+	MaxBackoff time.Duration
 }
 
 // Client is a ztunnel's end.
@@ -62,7 +65,7 @@ func NewClient(path string, h Handler, cfg ClientConfig) *Client {
 		cfg.MinBackoff = 20 * time.Millisecond
 	}
 	if cfg.MaxBackoff <= 0 {
-		cfg.MaxBackoff = 15 * time.Second
+		cfg.MaxBackoff = 2 * time.Second
 	}
 	return &Client{path: path, handler: h, cfg: cfg}
 }
@@ -74,7 +77,7 @@ func (c *Client) Connected() bool { return c.up.Load() }
 // returns an error with ErrViolation in its chain when the agent breaks the
 // protocol's logic: then the state of the two cannot be trusted any more.
 func (c *Client) Run(ctx context.Context) error {
-	wait := c.cfg.MinBackoff
+	wait, last := c.cfg.MinBackoff, ""
 	for ctx.Err() == nil {
 		done, err := c.session(ctx)
 		if errors.Is(err, ErrViolation) {
@@ -86,7 +89,12 @@ func (c *Client) Run(ctx context.Context) error {
 		if done {
 			wait = c.cfg.MinBackoff
 		}
-		c.cfg.Log.Warn("no connection to the node agent", "path", c.path, "error", err, "retry_in", wait)
+		level := slog.LevelWarn
+		if err.Error() == last {
+			level = slog.LevelDebug // said already
+		}
+		last = err.Error()
+		c.cfg.Log.Log(ctx, level, "no connection to the node agent", "path", c.path, "error", err, "retry_in", wait)
 		sleep(ctx, wait)
 		wait = min(2*wait, c.cfg.MaxBackoff)
 	}
