@@ -114,8 +114,8 @@ func (l *Logger) Request(r *Request) {
 		return
 	}
 	buf, line := l.begin(level, "request")
-	party(&line, &sourceKeys, &r.Source)
-	party(&line, &destinationKeys, &r.Destination)
+	party(&line, sourceKeys(), &r.Source)
+	party(&line, destinationKeys(), &r.Destination)
 	text(&line, "dst.service", r.Service)
 	r.head(&line)
 	r.outcome(&line)
@@ -135,13 +135,13 @@ func (l *Logger) connection(level slog.Level, message string, c *Connection, ove
 		return
 	}
 	buf, line := l.begin(level, message)
-	party(&line, &sourceKeys, &c.Source)
+	party(&line, sourceKeys(), &c.Source)
 	if c.Destination.Addr.IsValid() {
 		line.Addr("dst.addr", c.Destination.Addr)
 	}
 	text(&line, "dst.hbone_addr", c.HBONEAddr)
 	text(&line, "dst.service", c.Service)
-	described(&line, &destinationKeys, &c.Destination)
+	described(&line, destinationKeys(), &c.Destination)
 	line.Text("direction", c.Direction.String())
 	if over {
 		line.Uint("bytes_sent", c.BytesSent)
@@ -171,14 +171,16 @@ func (l *Logger) end(buf *[]byte, line *logging.Line, err error) {
 // keys are the field names of one side.
 type keys struct{ addr, workload, namespace, identity, cluster string }
 
-// Not variables in spirit: Go has no constant structs.
-var (
-	sourceKeys      = keys{"src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"}
-	destinationKeys = keys{"dst.addr", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"}
-)
+func sourceKeys() keys {
+	return keys{"src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"}
+}
+
+func destinationKeys() keys {
+	return keys{"dst.addr", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"}
+}
 
 // party adds one side with its address.
-func party(line *logging.Line, k *keys, p *Party) {
+func party(line *logging.Line, k keys, p *Party) {
 	if p.Addr.IsValid() {
 		line.Addr(k.addr, p.Addr)
 	}
@@ -186,7 +188,7 @@ func party(line *logging.Line, k *keys, p *Party) {
 }
 
 // described adds what is known about one side.
-func described(line *logging.Line, k *keys, p *Party) {
+func described(line *logging.Line, k keys, p *Party) {
 	text(line, k.workload, p.Workload)
 	text(line, k.namespace, p.Namespace)
 	if !p.Identity.IsZero() {

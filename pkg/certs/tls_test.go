@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
@@ -196,6 +197,60 @@ func mixed(t *testing.T, leaf, roots *certs.SVID) *certs.SVID {
 		t.Fatal(err)
 	}
 	return svid
+}
+
+// TestExpiredPeersAreRefused: also when their chain was accepted before.
+func TestExpiredPeersAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := authority(t)
+		front, cart := identity("frontend"), identity("cart")
+		long := fixed(t, a, front, cart)
+		svid, err := a.IssueFor(front, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		short := certs.Fixed{front: svid}
+		if err := shake(configs(t, short, long, front, cart, cart)); err != nil {
+			t.Fatal(err)
+		}
+		c, s := configs(t, short, long, front, cart, cart)
+		s2c, c2s := configs(t, long, short, cart, front, front)
+		time.Sleep(2 * time.Hour)
+		for who, err := range map[string]error{"client": shake(c, s), "server": shake(s2c, c2s)} {
+			if reason.Of(err) != reason.TLSFailure || !strings.Contains(err.Error(), "expired") || !strings.Contains(err.Error(), front.String()) {
+				t.Errorf("expired %s: %v", who, err)
+			}
+		}
+		if _, err := certs.ClientTLS(context.Background(), short, front, nil); reason.Of(err) != reason.NoCertificate {
+			t.Errorf("own certificate expired: %v", err)
+		}
+	})
+}
+
+// shake joins both in memory and returns the first error that carries a reason.
+func shake(client, server *tls.Config) error {
+	a, b := net.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		conn := tls.Server(a, server)
+		err := conn.Handshake()
+		if err == nil {
+			_, err = conn.Write([]byte("x"))
+		}
+		a.Close()
+		done <- err
+	}()
+	conn := tls.Client(b, client)
+	err := conn.Handshake()
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	b.Close()
+	serverErr := <-done
+	if r := reason.Of(serverErr); r != reason.None && r != reason.Internal {
+		return serverErr
+	}
+	return err
 }
 
 func TestServerAcceptsListedTrustDomains(t *testing.T) {

@@ -9,8 +9,9 @@
 //	dir/authority.json   roots and intermediate with their keys (mode 0600)
 //	dir/root-cert.pem    the trusted roots, for clients
 //
-// An Authority is safe for concurrent use. Several processes may open one folder;
-// the first one makes the root.
+// An Authority is safe for concurrent use. Several processes may use one folder:
+// the first one makes the root, changes are made under a lock, and Run picks up
+// what another process changed.
 package selfsigned
 
 import (
@@ -20,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
@@ -39,6 +41,9 @@ const (
 	// than the half life at which certificates of DefaultTTL bring the new bundle.
 	StagingTime = 24 * time.Hour
 
+	// checkEvery is how often Run looks for something due; lives are far longer.
+	checkEvery = time.Hour
+
 	// backdate allows for clocks that are behind.
 	backdate = 2 * time.Minute
 )
@@ -49,8 +54,8 @@ type Authority struct {
 	ttl time.Duration
 	dir string // "" = kept nowhere
 
-	mu    sync.RWMutex
-	state *state // replaced as a whole
+	changing sync.Mutex // one change at a time
+	state    atomic.Pointer[state]
 }
 
 // Option changes an Authority from its defaults.
@@ -80,7 +85,7 @@ func NewAuthority(dir string, opts ...Option) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
-	a.state = st
+	a.state.Store(st)
 	if err := a.rotate(time.Now()); err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
@@ -97,7 +102,7 @@ func Ephemeral(opts ...Option) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
-	a.state = st
+	a.state.Store(st)
 	return a, nil
 }
 
@@ -107,7 +112,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		if err := a.rotate(time.Now()); err != nil {
 			a.log.Error("certificate authority rotation failed", "error", err)
 		}
-		if run.Sleep(ctx, run.Jitter(time.Minute, 0.2)) != nil {
+		if run.Sleep(ctx, run.Jitter(checkEvery, 0.2)) != nil {
 			return nil
 		}
 	}
@@ -131,37 +136,45 @@ func (a *Authority) PromoteRoot() error {
 }
 
 // change replaces the state by what edit returns, on disk first. edit returns its
-// argument when there is nothing to do.
+// argument when there is nothing to do. On disk another process may have made
+// changes of its own, so edit starts from there.
 func (a *Authority) change(edit func(*state) (*state, error)) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	next, err := edit(a.state)
-	if err != nil || next == a.state {
-		return err
-	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	base := a.state.Load()
 	if a.dir != "" {
-		if err := next.save(a.dir); err != nil {
+		unlock, err := lock(a.dir)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if base, err = load(a.dir); err != nil {
 			return err
 		}
 	}
-	a.log.Info("certificate authority rotated", "roots", len(next.roots), "intermediate", next.intermediate.cert.Subject.CommonName)
-	a.state = next
+	next, err := edit(base)
+	if err != nil {
+		return err
+	}
+	if next != base {
+		if a.dir != "" {
+			if err := next.save(a.dir); err != nil {
+				return err
+			}
+		}
+		a.log.Info("certificate authority rotated", "roots", len(next.roots), "intermediate", next.intermediate.cert.Subject.CommonName)
+	}
+	a.state.Store(next)
 	return nil
 }
 
-func (a *Authority) current() *state {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	return a.state
-}
-
 // RootsPEM returns the trusted roots as PEM, the content of root-cert.pem.
-func (a *Authority) RootsPEM() []byte { return a.current().bundle() }
+func (a *Authority) RootsPEM() []byte { return a.state.Load().bundle() }
 
 // Roots returns the trusted roots.
 func (a *Authority) Roots() *x509.CertPool {
 	pool := x509.NewCertPool()
-	for _, r := range a.current().roots {
+	for _, r := range a.state.Load().roots {
 		pool.AddCert(r.cert)
 	}
 	return pool

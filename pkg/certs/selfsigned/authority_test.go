@@ -103,6 +103,31 @@ func TestConcurrentCreationAgrees(t *testing.T) {
 	}
 }
 
+func TestProcessesSeeEachOthersChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a, b := open(t, dir), open(t, dir)
+	if err := a.RotateRoot(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.PromoteRoot(); err != nil {
+		t.Fatal("b does not see the root that a added:", err)
+	}
+	if err := a.rotate(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if string(a.RootsPEM()) != string(b.RootsPEM()) || !issue(t, a).Chain[1].Equal(issue(t, b).Chain[1]) {
+		t.Error("a did not pick up what b changed")
+	}
+	if err := os.WriteFile(filepath.Join(dir, stateFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.RotateRoot(); err == nil {
+		t.Error("damaged state was overwritten")
+	}
+	issue(t, a) // from memory
+}
+
 func TestDamagedStateIsAnErrorAndIsKept(t *testing.T) {
 	t.Parallel()
 	good, err := os.ReadFile(filepath.Join(func() string { d := t.TempDir(); open(t, d); return d }(), stateFile))
@@ -189,7 +214,7 @@ func TestSignCSRBounds(t *testing.T) {
 	}
 	broken := append([]byte(nil), csr...)
 	broken[len(broken)/2] ^= 1
-	for _, bad := range [][]byte{nil, []byte("x"), broken, certs.EncodePEM(a.current().intermediate.cert)} {
+	for _, bad := range [][]byte{nil, []byte("x"), broken, certs.EncodePEM(a.state.Load().intermediate.cert)} {
 		if _, err := a.SignCSR(bad, cart, time.Hour); err == nil {
 			t.Errorf("request %q was accepted", bad)
 		}
@@ -204,7 +229,7 @@ func TestServerCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(a.current().intermediate.cert)
+	pool.AddCert(a.state.Load().intermediate.cert)
 	for _, host := range []string{"controlplane.local", "127.0.0.1"} {
 		if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: a.Roots(), Intermediates: pool, DNSName: host}); err != nil {
 			t.Errorf("%s: %v", host, err)
@@ -240,7 +265,7 @@ func TestRootRotation(t *testing.T) {
 
 		time.Sleep(StagingTime - time.Hour)
 		staged = issue(t, a)
-		time.Sleep(time.Hour + 2*time.Minute)
+		time.Sleep(time.Hour + 2*checkEvery)
 		promoted := issue(t, a)
 		mutual(t, staged, promoted)
 		if err := verify(t, promoted, before.Roots); err == nil {
@@ -248,7 +273,7 @@ func TestRootRotation(t *testing.T) {
 		}
 		mutual(t, promoted, issue(t, open(t, dir)))
 
-		time.Sleep(MaxTTL + time.Hour)
+		time.Sleep(MaxTTL + 2*checkEvery)
 		after := issue(t, a)
 		if len(after.RootCerts) != 1 || !after.RootCerts[0].Equal(promoted.RootCerts[0]) {
 			t.Errorf("%d roots at the end", len(after.RootCerts))
@@ -292,7 +317,7 @@ func TestIntermediateRotation(t *testing.T) {
 		if err := a.rotate(time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if len(a.current().roots) != 2 {
+		if len(a.state.Load().roots) != 2 {
 			t.Error("no successor for a root near its end")
 		}
 	})
@@ -307,8 +332,8 @@ func TestFixedIsTheSameEverywhere(t *testing.T) {
 		t.Error("two fixed roots differ")
 	}
 	mutual(t, issue(t, a), issue(t, b))
-	before := a.current()
-	if err := a.rotate(time.Now()); err != nil || a.current() != before {
+	before := a.state.Load()
+	if err := a.rotate(time.Now()); err != nil || a.state.Load() != before {
 		t.Errorf("the fixed authority rotated: %v", err)
 	}
 	if !strings.Contains(said.String(), "FAKE CERTIFICATE AUTHORITY") {

@@ -42,7 +42,7 @@ func (a *Authority) SignCSR(csrPEM []byte, id mesh.Identity, ttl time.Duration) 
 	if _, err := mesh.ParseIdentity(id.String()); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	st := a.current()
+	st := a.state.Load()
 	tmpl := &x509.Certificate{
 		URIs:        []*url.URL{id.URL()},
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
@@ -124,7 +124,7 @@ func (a *Authority) ServerCertificate(names []string, addrs []netip.Addr, ttl ti
 	for _, addr := range addrs {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.IP(addr.Unmap().AsSlice()))
 	}
-	issuer := a.current().intermediate
+	issuer := a.state.Load().intermediate
 	leaf, err := issuer.sign(tmpl, key.Public(), ttl, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("sign server certificate: %w", err)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
@@ -18,6 +19,7 @@ import (
 // Files in an authority's folder.
 const (
 	stateFile  = "authority.json"
+	lockFile   = "authority.lock"
 	BundleFile = "root-cert.pem"
 )
 
@@ -258,6 +260,20 @@ func (st *state) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode intermediate: %w", err)
 	}
 	return json.MarshalIndent(out, "", "  ")
+}
+
+// lock keeps other processes from changing the state in dir until unlock. The
+// kernel releases it when a process dies.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // save replaces the state in dir, and then the bundle.
