@@ -289,8 +289,10 @@ func (c *compilation) target(p *source.AuthorizationPolicy, ref *typev1beta1.Pol
 			return
 		}
 		probe := &compilation{mesh: c.mesh, view: c.view, object: s}
-		if probe.serviceWaypoint(s) == nil {
+		if wp := probe.serviceWaypoint(s); wp == nil {
 			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("service %s/%s has no waypoint: the policy is not enforced", p.Namespace, ref.GetName()))
+		} else if wp.gateway == nil {
+			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("the waypoint of service %s/%s has no address yet: its clients are refused", p.Namespace, ref.GetName()))
 		}
 	case "GatewayClass":
 		if p.Namespace != c.mesh.RootNamespace {

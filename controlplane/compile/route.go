@@ -401,7 +401,7 @@ func (c *compilation) parent(r *source.HTTPRoute, ref gatewayv1.ParentReference,
 		return
 	}
 	probe := &compilation{mesh: c.mesh, view: c.view, object: s}
-	if probe.serviceWaypoint(s) == nil {
+	if wp := probe.serviceWaypoint(s); wp == nil || wp.gateway == nil {
 		c.bad(Accepted, reason.NoWaypoint, field, key.String()+" has no waypoint: the route is not in effect")
 	}
 }

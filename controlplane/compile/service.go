@@ -34,15 +34,27 @@ func (c *compilation) service(s *source.Service) {
 	slices.SortFunc(out.Ports, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
 	out.IPFamilies = families(s)
 	out.LoadBalancing = c.balancing(s)
-	if wp := c.serviceWaypoint(s); wp != nil {
-		if len(out.VIPs) == 0 {
-			c.bad(WaypointBound, reason.Unsupported, "spec.clusterIP", "a headless service has no address of its own: its pods are dialled directly, not through the waypoint")
-		} else {
-			out.Waypoint = wp.gateway
-			c.serviceServing(s, out, wp)
-		}
-	}
+	c.bind(s, out)
 	c.out.Service = out
+}
+
+// bind takes the service's traffic through its waypoint. While that has no address
+// the traffic goes directly, unless policies are enforced there: then clients are
+// pointed at it anyway, and refused until it comes.
+func (c *compilation) bind(s *source.Service, out *mesh.Service) {
+	wp := c.serviceWaypoint(s)
+	switch {
+	case wp == nil:
+	case len(out.VIPs) == 0:
+		c.bad(WaypointBound, reason.Unsupported, "spec.clusterIP", "a headless service has no address of its own: its pods are dialled directly, not through the waypoint")
+	case wp.gateway != nil:
+		out.Waypoint = wp.gateway
+		c.serviceServing(s, out, wp)
+	case len(c.servicePolicies(s))+len(c.gatewayPolicies(wp.object)) > 0:
+		g := wp.object
+		out.Waypoint = &mesh.Gateway{Service: mesh.ServiceName{Namespace: g.Namespace, Hostname: c.mesh.hostname(g.Namespace, g.Name)}, HBONEPort: mesh.PortHBONE}
+		c.bad(WaypointBound, reason.NoWaypoint, useWaypointField, "clients are refused until the waypoint has an address, because it enforces policies")
+	}
 }
 
 // defaultTarget is the target port where no pod resolves it; 0 for a named one.

@@ -15,7 +15,7 @@ import (
 // waypoint is a Gateway that an object's labels chose and that may serve it.
 type waypoint struct {
 	object  *source.Gateway
-	gateway *mesh.Gateway
+	gateway *mesh.Gateway // how ztunnels find it; nil before it has an address
 }
 
 func (w *waypoint) name() Gateway { return Gateway{w.object.Namespace, w.object.Name} }
@@ -86,10 +86,14 @@ func (c *compilation) podWaypoint(p *source.Pod) *waypoint {
 	if !ok {
 		return nil
 	}
-	return c.resolve(key, p.Namespace, forWorkload, own)
+	if wp := c.resolve(key, p.Namespace, forWorkload, own); wp != nil && wp.gateway != nil {
+		return wp
+	}
+	return nil
 }
 
-// serviceWaypoint returns the waypoint of a service.
+// serviceWaypoint returns the waypoint of a service, which may not have an
+// address yet.
 func (c *compilation) serviceWaypoint(s *source.Service) *waypoint {
 	if s.Labels["gateway.networking.k8s.io/gateway-name"] != "" {
 		return nil
@@ -131,6 +135,7 @@ func (c *compilation) resolve(key source.Key, namespace string, t trafficType, o
 			return &waypoint{g, gw}
 		}
 		unbound(WaypointBound, reason.NoWaypoint, useWaypointField, fmt.Sprintf("waypoint %s/%s has no address yet", key.Namespace, key.Name))
+		return &waypoint{object: g}
 	}
 	return nil
 }
