@@ -92,11 +92,14 @@ func (s *scanner) scan() {
 	}
 }
 
-// walk looks at the files below path. An unreadable folder is skipped: its files
-// count as gone, and appear when it can be read again.
+// walk looks at the files below path. The files of a folder that cannot be read
+// stay as they are known.
 func (s *scanner) walk(r root, path string, seen map[string]bool) {
 	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				s.keepBelow(p, seen)
+			}
 			return nil
 		}
 		if d.IsDir() {
@@ -114,6 +117,14 @@ func (s *scanner) walk(r root, path string, seen map[string]bool) {
 		}
 		return nil
 	})
+}
+
+func (s *scanner) keepBelow(path string, seen map[string]bool) {
+	for p := range s.files {
+		if strings.HasPrefix(p, path+string(filepath.Separator)) {
+			seen[p] = true
+		}
+	}
 }
 
 // touch looks again at one path that changed: a file, a folder, or nothing.
