@@ -51,7 +51,7 @@ func New(cfg Config, parts Parts) *Agent {
 		loaded: make(chan struct{}), changed: make(chan struct{}),
 		namespaces: map[string]enroll.Namespace{}, pods: map[mesh.PodUID]*pod{},
 	}
-	a.zds = zds.NewServer(cfg.ZDS, zds.ServerConfig{Log: parts.Log, Snapshot: a.members, Connected: a.ztunnels})
+	a.zds = zds.NewServer(cfg.ZDS, zds.ServerConfig{Log: parts.Log, Snapshot: a.members, Connected: a.ztunnels, Refused: a.refused})
 	return a
 }
 
@@ -126,11 +126,20 @@ func (a *Agent) update(ctx context.Context, s podsource.Snapshot) {
 	}
 }
 
-// decide returns the pod as it should be now.
-func (a *Agent) decide(p *pod) (enroll.Pod, enroll.Decision, bool) {
+// wanted is how a pod should be now.
+type wanted struct {
+	spec     enroll.Pod
+	decision enroll.Decision
+	removed  bool // the pod is gone
+	refused  bool // a ztunnel did not take it, since wanted was asked last
+}
+
+func (a *Agent) wanted(p *pod) wanted {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return p.spec, enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace]), p.removed
+	w := wanted{p.spec, enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace]), p.removed, p.refused}
+	p.refused = false
+	return w
 }
 
 // forget drops a pod that is gone.
@@ -191,6 +200,16 @@ func (a *Agent) ztunnels(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pods {
+		p.poke()
+	}
+}
+
+// refused is told when a ztunnel did not take a pod that an earlier one had.
+func (a *Agent) refused(uid mesh.PodUID, _ error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pods[uid]; p != nil {
+		p.refused = true
 		p.poke()
 	}
 }

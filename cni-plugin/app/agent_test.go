@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -214,10 +215,14 @@ type ztunnel struct {
 	done int // snapshots
 
 	named map[mesh.PodUID]bool // since the snapshot began
+	full  bool                 // takes no pod
 }
 
 func (w *world) ztunnel() *ztunnel {
-	z := &ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}}
+	return w.run(&ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}})
+}
+
+func (w *world) run(z *ztunnel) *ztunnel {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	c := zds.NewClient(w.cfg.ZDS, z, zds.ClientConfig{MaxBackoff: 20 * time.Millisecond})
@@ -237,6 +242,9 @@ func (z *ztunnel) Add(_ context.Context, uid mesh.PodUID, info mesh.PodInfo, ns 
 	}
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	if z.full {
+		return errors.New("no room")
+	}
 	z.pods[uid] = ns.ID()
 	z.named[uid] = true
 	return nil
@@ -457,6 +465,25 @@ func TestLeaveAfterRestart(t *testing.T) {
 	w.namespace("none")
 	w.start()
 	w.await("the pod is out", func() bool { return !w.captured(ns) && len(z.has()) == 0 && w.annotation("u1") == "" })
+}
+
+// A ztunnel that replaces another but cannot take a pod is asked again, and the
+// pod says so meanwhile.
+func TestSuccessorRefusesPod(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.namespace("ambient")
+	w.pod("u1", "")
+	w.sandbox("u1")
+	w.start()
+	w.ztunnel()
+	w.await("the pod is in", func() bool { return w.annotation("u1") == enroll.RedirectionEnabled })
+	second := w.run(&ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}, full: true})
+	w.await("the pod waits for the second", func() bool { return w.annotation("u1") == enroll.RedirectionPending })
+	second.mu.Lock()
+	second.full = false
+	second.mu.Unlock()
+	w.await("the second has it", func() bool { return w.annotation("u1") == enroll.RedirectionEnabled && len(second.has()) == 1 })
 }
 
 func TestSandboxMadeAnew(t *testing.T) {

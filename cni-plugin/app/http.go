@@ -187,7 +187,8 @@ func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, 
 		return enroll.Decision{}, err
 	}
 	defer p.unlock()
-	spec, d, _ := a.decide(p)
+	w := a.wanted(p)
+	d := w.decision
 	p.torn = false
 	if !d.InMesh {
 		return d, nil
@@ -203,7 +204,10 @@ func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, 
 	}
 	p.adopt(ns)
 	p.ips = ips
-	err = p.join(ctx, spec, d.Capture)
+	if w.refused && p.state == enrolled {
+		p.state = pending
+	}
+	err = p.join(ctx, w.spec, d.Capture)
 	p.show(err)
 	p.poke() // its goroutine goes on trying, and notices what changed meanwhile
 	return d, err

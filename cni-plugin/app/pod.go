@@ -47,6 +47,7 @@ type pod struct {
 	// Guarded by agent.mu.
 	spec    enroll.Pod
 	removed bool      // the source has it no more
+	refused bool      // a ztunnel did not take it from the snapshot
 	member  bool      // belongs into ztunnel's snapshot
 	shared  *netns.NS // ns, for the snapshot; nil = not found
 	shown   state     // state, for people
@@ -131,14 +132,17 @@ func (p *pod) turnOnce(ctx context.Context, backoff *run.Backoff) (wait time.Dur
 }
 
 func (p *pod) reconcile(ctx context.Context) (wait time.Duration, gone bool, err error) {
-	spec, d, removed := p.agent.decide(p)
+	w := p.agent.wanted(p)
+	if w.refused && p.state == enrolled {
+		p.state = pending
+	}
 	switch {
-	case removed:
+	case w.removed:
 		return 0, true, p.drop(ctx)
 	case p.torn:
 		return 0, false, nil
-	case d.InMesh:
-		return 0, false, p.joinRunning(ctx, spec, d.Capture)
+	case w.decision.InMesh:
+		return 0, false, p.joinRunning(ctx, w.spec, w.decision.Capture)
 	}
 	wait, err = p.leave(ctx)
 	return wait, false, err

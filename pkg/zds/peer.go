@@ -279,13 +279,20 @@ func (p *peer) snapshotAdds(ctx context.Context, onlyMissing bool) error {
 			err = p.add(ctx, w)
 		}
 		if err != nil {
-			p.log.Error("pod of the snapshot not taken by ztunnel", "pod", w.Info.String(), "uid", w.UID, "error", err)
+			p.notTaken(w, err)
 		}
 		if err := p.patient(ctx, err); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (p *peer) notTaken(w Workload, err error) {
+	p.log.Error("pod of the snapshot not taken by ztunnel", "pod", w.Info.String(), "uid", w.UID, "error", err)
+	if p.cfg.Refused != nil {
+		p.cfg.Refused(w.UID, err)
+	}
 }
 
 // patient waits for an overdue answer, so that a slow ztunnel still gets its

@@ -25,6 +25,9 @@ type ServerConfig struct {
 	// Connected, when not nil, is told the number of connected ztunnels whenever
 	// it changes. It must not call the Server.
 	Connected func(n int)
+	// Refused, when not nil, is told of a pod that a newly connected ztunnel did
+	// not take from the snapshot. It must not call the Server.
+	Refused func(uid mesh.PodUID, err error)
 
 	AckTimeout  time.Duration // after which a request fails; 0 = 5 s
 	LateTimeout time.Duration // after which a ztunnel that still owes an ack is dropped; 0 = 30 s
