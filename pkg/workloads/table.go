@@ -1,6 +1,9 @@
 package workloads
 
-import "sync/atomic"
+import (
+	"slices"
+	"sync/atomic"
+)
 
 // Shards are addressed by the top bits of a hash, slots by the low bits.
 const (
@@ -120,11 +123,7 @@ func (s *shard[T]) clone() *shard[T] {
 	if len(s.vals) > minSlots && s.n*8 < len(s.vals) {
 		return s.resized(len(s.vals) / 2)
 	}
-	return &shard[T]{
-		tags: append([]uint32(nil), s.tags...)[:len(s.tags):len(s.tags)],
-		vals: append([]*T(nil), s.vals...)[:len(s.vals):len(s.vals)],
-		n:    s.n,
-	}
+	return &shard[T]{tags: slices.Clone(s.tags), vals: slices.Clone(s.vals), n: s.n}
 }
 
 func newShard[T any](slots int) *shard[T] {
