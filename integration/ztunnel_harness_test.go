@@ -231,6 +231,18 @@ func (z *ztunnel) get(url string) string {
 	return string(body)
 }
 
+func (z *ztunnel) post(url string) {
+	z.t.Helper()
+	resp, err := z.web.Post(url, "", nil)
+	if err != nil {
+		z.t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		z.t.Errorf("%s: %s", url, resp.Status)
+	}
+}
+
 func (z *ztunnel) logged(pattern string) bool {
 	return regexp.MustCompile(pattern).MatchString(z.log.String())
 }

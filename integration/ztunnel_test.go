@@ -61,8 +61,6 @@ func newPair(t *testing.T) *pair {
 	p.server.listen(t, 7000, echo)
 	p.guarded.listen(t, 7000, echo)
 	p.stranger.listen(t, 7000, echo)
-	// A route for service addresses: the programs' packets must leave the pod for
-	// the redirection to see them.
 	p.a1 = f.agent("node-1", p.client)
 	p.a2 = f.agent("node-2", p.server, p.guarded)
 	p.z1 = f.ztunnel("node-1", p.a1, nil)
@@ -90,7 +88,7 @@ func TestZtunnel(t *testing.T) {
 	t.Run("no certificate", p.noCertificate)
 	t.Run("metrics", p.metrics)
 
-	p.z2.until("descriptors to be given back", func() bool { return p.z2.descriptors() <= fds+4 }) // the pooled tunnels
+	p.z2.until("descriptors to be given back", func() bool { return p.z2.descriptors() <= fds+10 }) // the pooled tunnels
 	p.z2.until("goroutines to end", func() bool { return p.z2.goroutines() <= routines+20 })
 }
 
@@ -122,6 +120,8 @@ func (p *pair) serviceAddress(t *testing.T) {
 		p.client.exchange(t, vip, 80)
 	}
 	p.z1.wantLog(`dst.service="?echo.default.svc.cluster.local`)
+	p.server.exchange(t, vip, 80) // itself
+	p.server.exchange(t, p.server.IP4, 7000)
 	p.client.wantReset(t, vip, 81)
 	p.z1.wantLog(`no healthy upstream: 10\.99\.0\.1:81`)
 }
@@ -545,4 +545,52 @@ func forward(t *testing.T, ns *netns.NS, addr netip.AddrPort, target string) {
 		}
 	})
 	t.Cleanup(func() { l.Close(); cancel(); all.Wait() })
+}
+
+// TestZtunnelKilled holds that everything works again once a ztunnel that was
+// killed has a successor.
+func TestZtunnelKilled(t *testing.T) {
+	t.Parallel()
+	f := newField(t)
+	client, server := f.pod("client", "node-1"), f.pod("server", "node-2")
+	server.listen(t, 7000, echo)
+	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
+	f.ztunnel("node-1", a1, nil)
+	old := f.ztunnel("node-2", a2, nil)
+	open := client.dial(t, server.IP4, 7000)
+	io.WriteString(open, "hello")
+	if _, err := io.ReadFull(open, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	old.cmd.Process.Kill()
+	<-old.done
+	old.err = nil
+	if _, err := io.Copy(io.Discard, open); isTimeout(err) {
+		t.Error("the client of a connection that was cut has not been told")
+	}
+	client.wantReset(t, server.IP4, 7000)
+	f.ztunnel("node-2", a2, old.ns)
+	client.exchange(t, server.IP4, 7000)
+}
+
+// TestZtunnelAdmin changes a log level and ends the process by its admin port.
+func TestZtunnelAdmin(t *testing.T) {
+	t.Parallel()
+	f := newField(t)
+	client, stranger := f.pod("client", "node-1"), f.outside("stranger")
+	stranger.listen(t, 7000, echo)
+	z := f.ztunnel("node-1", f.agent("node-1", client), nil, "RUST_LOG=ztunnel=warn,ztunnel::access=off", "LOG_FORMAT=json")
+	client.exchange(t, stranger.IP4, 7000)
+	if z.logged(`connection complete`) {
+		t.Error("RUST_LOG does not turn the access log off")
+	}
+	z.post("http://127.0.0.1:15000/logging?level=access=debug")
+	client.exchange(t, stranger.IP4, 7000)
+	z.wantLog(`"scope":"access".*"message":"connection opened"`)
+	z.wantLog(`"message":"connection complete".*"direction":"outbound","bytes_sent":5`)
+	z.post("http://127.0.0.1:15000/quitquitquit")
+	<-z.done
+	if z.err != nil {
+		t.Errorf("the process ended with %v", z.err)
+	}
 }

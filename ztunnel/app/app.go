@@ -90,6 +90,9 @@ func New(cfg Config, out io.Writer) (*App, error) {
 		return nil, err
 	}
 	a.registry = metrics.NewRegistry("ztunnel", version())
+	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "culvert_log_lines_dropped_total", Help: "Log lines that did not fit into the buffer in front of a slow reader.",
+	}, func() float64 { return float64(a.out.Dropped()) }))
 	a.learned, _ = a.ready.Gate("state manager")
 	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildNode, a.buildPods} {
 		if err := build(); err != nil {
