@@ -30,7 +30,7 @@ func (m *Mesh) serveControl(ctx context.Context) error {
 	mux.HandleFunc("GET /ps", answer(func(r *http.Request) (any, error) { return m.Status(r.Context()) }))
 	mux.HandleFunc("GET /certs", answer(func(r *http.Request) (any, error) { return m.certs(r.Context()), nil }))
 	mux.HandleFunc("POST /restart", answer(func(r *http.Request) (any, error) {
-		return m.restart(r.Context(), r.URL.Query().Get("target"))
+		return m.Restart(r.Context(), r.URL.Query().Get("target"))
 	}))
 	mux.HandleFunc("POST /down", answer(func(*http.Request) (any, error) {
 		m.Stop()
@@ -93,9 +93,9 @@ func (m *Mesh) certs(ctx context.Context) (out []NodeCerts) {
 	return out
 }
 
-// restart replaces what target names: "ztunnel", "ztunnel/node-1", "agent",
+// Restart replaces what target names: "ztunnel", "ztunnel/node-1", "agent",
 // "controlplane", or a Deployment "namespace/name".
-func (m *Mesh) restart(ctx context.Context, target string) ([]string, error) {
+func (m *Mesh) Restart(ctx context.Context, target string) ([]string, error) {
 	kind, name, _ := strings.Cut(target, "/")
 	var units []string
 	switch {

@@ -39,6 +39,7 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop/fabric"
 	"github.com/culvert-mesh/culvert/cli/laptop/kubelet"
 	"github.com/culvert-mesh/culvert/cli/laptop/supervise"
+	"github.com/culvert-mesh/culvert/cli/laptop/wiretap"
 	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
@@ -88,6 +89,7 @@ type Mesh struct {
 	mu      sync.Mutex
 	reports map[string]cluster.Status // of pods by UID, not yet seen by the loop
 	wake    chan struct{}
+	built   chan struct{}
 	ready   chan struct{}
 	events  sync.Mutex
 
@@ -118,7 +120,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, fmt.Errorf("--nodes %d: want 1 to %d", cfg.Nodes, fabric.MaxNodes)
 	}
 	m := &Mesh{cfg: cfg, dir: dir, log: cfg.Log, calls: make(chan func()), reports: map[string]cluster.Status{},
-		wake: make(chan struct{}, 1), ready: make(chan struct{})}
+		wake: make(chan struct{}, 1), built: make(chan struct{}), ready: make(chan struct{})}
 	for i := range cfg.Nodes {
 		m.nodes = append(m.nodes, fmt.Sprintf("node-%d", i+1))
 	}
@@ -145,6 +147,15 @@ func New(cfg Config) (*Mesh, error) {
 
 // Dir returns the mesh's state folder.
 func (m *Mesh) Dir() Dir { return m.dir }
+
+// Built is closed when the network is there and nothing runs on it yet.
+func (m *Mesh) Built() <-chan struct{} { return m.built }
+
+// Tap opens a wiretap on the link between a node and the switch. The mesh must
+// be built.
+func (m *Mesh) Tap(node string) (*wiretap.Tap, error) {
+	return wiretap.Open(m.fabric.Switch, fabric.SwitchPort(node))
+}
 
 // Ready is closed when every component and every pod was ready for the first time.
 func (m *Mesh) Ready() <-chan struct{} { return m.ready }
@@ -205,7 +216,11 @@ func (m *Mesh) build() error {
 	m.objects, m.patches = cluster.NewFolder(m.dir.Objects()), cluster.NewFolder(m.dir.ClusterPatches())
 	m.state = loopState{cluster: cluster.New(m.nodes), kubelets: map[string]*kubelet.Kubelet{}}
 	m.firstState()
-	return m.buildUnits()
+	if err := m.buildUnits(); err != nil {
+		return err
+	}
+	close(m.built)
+	return nil
 }
 
 // firstState writes the objects before anything reads them.

@@ -183,13 +183,13 @@ func addPodBridge(h *netlink.Handle, number int) error {
 	return nil
 }
 
+// SwitchPort returns the name of the switch's port that leads to a node. Names of
+// nodes are short enough: a device's name has at most 15 bytes.
+func SwitchPort(node string) string { return "p-" + node }
+
 // join connects ns to the switch and routes the pods of every node but self.
 func (f *Fabric) join(name string, ns *netns.NS, addrs Pair, nodes, self int) error {
-	port := "p" + name
-	if len(port) > 15 {
-		port = fmt.Sprintf("port%d", self)
-	}
-	if err := connect(f.Switch, port, Bridge, ns, Uplink); err != nil {
+	if err := connect(f.Switch, SwitchPort(name), Bridge, ns, Uplink); err != nil {
 		return fmt.Errorf("connect %s to the switch: %w", name, err)
 	}
 	err := ns.Do(func() error {

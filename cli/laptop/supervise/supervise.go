@@ -170,6 +170,8 @@ type process struct {
 	began time.Time
 	done  chan struct{}
 	err   error // valid after done
+
+	missed int // answers in a row that did not come; of attend
 }
 
 func (u *Unit) start() (*process, error) {
@@ -243,17 +245,21 @@ func (u *Unit) attend(ctx context.Context, p *process) (*process, error) {
 // check asks whether the process is ready, and returns when to ask again.
 func (u *Unit) check(ctx context.Context, p *process) time.Duration {
 	err := u.ask(ctx, p)
-	u.set(func(s *Status) {
-		s.State, s.Detail = Ready, ""
-		if err != nil {
-			s.State, s.Detail = Starting, err.Error()
-		}
-	})
-	if err != nil {
-		return askPeriod
+	if err == nil {
+		p.missed = 0
+		u.set(func(s *Status) { s.State, s.Detail = Ready, "" })
+		return readyPeriod
 	}
-	return readyPeriod
+	// On a busy machine an answer may be late; one that was ready is given time.
+	if p.missed++; u.Status().State == Ready && p.missed < patience {
+		return readyPeriod
+	}
+	u.set(func(s *Status) { s.State, s.Detail = Starting, err.Error() })
+	return askPeriod
 }
+
+// patience is how many answers in a row a ready process may owe.
+const patience = 3
 
 func (u *Unit) ask(ctx context.Context, p *process) error {
 	if u.spec.Ready == nil {
