@@ -12,8 +12,9 @@ func TestLeftoversAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop := make(chan struct{})
-	go lingering(stop)
+	started, stop := make(chan struct{}), make(chan struct{})
+	go lingering(started, stop)
+	<-started
 	found := strings.Join(goroutines(), "\n")
 	if !strings.Contains(found, "lingering") || sockets() != before+1 {
 		t.Errorf("%d sockets, goroutines:\n%s", sockets()-before, found)
@@ -25,4 +26,7 @@ func TestLeftoversAreFound(t *testing.T) {
 	}
 }
 
-func lingering(stop <-chan struct{}) { <-stop }
+func lingering(started chan<- struct{}, stop <-chan struct{}) {
+	close(started)
+	<-stop
+}
