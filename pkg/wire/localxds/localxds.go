@@ -71,6 +71,9 @@ func Parse(data []byte) ([]*mesh.Workload, []*mesh.Service, []*mesh.Policy, erro
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	if err := distinct(workloads, file.Workloads); err != nil {
+		return nil, nil, nil, err
+	}
 	services, err := each(file.Services, "services", service)
 	if err != nil {
 		return nil, nil, nil, err
@@ -80,6 +83,19 @@ func Parse(data []byte) ([]*mesh.Workload, []*mesh.Service, []*mesh.Policy, erro
 		return nil, nil, nil, err
 	}
 	return workloads, services, policies, nil
+}
+
+// distinct checks that no UID comes twice: the later workload would replace the
+// earlier one.
+func distinct(workloads []*mesh.Workload, items list) error {
+	seen := make(map[mesh.UID]bool, len(workloads))
+	for i, w := range workloads {
+		if seen[w.UID] {
+			return fmt.Errorf("workloads[%d]: line %d: uid %q comes twice", i, items[i].Line, w.UID)
+		}
+		seen[w.UID] = true
+	}
+	return nil
 }
 
 // list is items that are looked at later.

@@ -113,6 +113,7 @@ func TestErrors(t *testing.T) {
 		"workloads:\n- namespace: a\n  workloadIps: [x]\n  services: {}":                                 `workloads[0]: workloadIps[0]: line 3: ParseAddr("x")`,
 		"workloads:\n- namespace: a\n  workloadIps: []\n  services: {h: {}}":                             `workloads[0]: services: line 4: parse service name "h"`,
 		"workloads:\n- namespace: a\n  workloadIps: []\n  services: {a/h: {80: x}}":                      `workloads[0]: services: a/h: `,
+		workload + "- namespace: b\n  workloadIps: []\n  services: {}":                                   `workloads[1]: line 5: uid "" comes twice`,
 		service + "  cidrVips: [{network: n, cidr: 1.2.3.4}]":                                            `services[0]: cidrVips[0]: line 7: cidr: `,
 		service + "  endpoints: {x: {}}":                                                                 "services[0]: line 7: endpoints: not supported here",
 		service + "  loadBalancer: {routingPreferences: [Planet], mode: Strict, healthPolicy: AllowAll}": `routingPreferences[0]: line 7: unknown value "Planet"`,
