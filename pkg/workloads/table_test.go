@@ -22,12 +22,12 @@ func TestTableAgainstModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	var table table[item]
 	model := make(map[uint64][]*item)
-	for step := range 600 {
+	for step := range 2000 {
 		e := edit[item]{t: &table}
 		frozen := len(chain(table.find(0)))
 		for range r.IntN(8) {
 			h := collidingHash(r)
-			if list := model[h]; len(list) > 0 && (len(list) > 4 || r.IntN(100) < 40+step/20) {
+			if list := model[h]; len(list) > 0 && (len(list) > 4 || r.IntN(100) < 40+step/60) {
 				i := r.IntN(len(list))
 				e.remove(h, list[i])
 				model[h] = slices.Delete(slices.Clone(list), i, i+1)
