@@ -283,9 +283,7 @@ spec: {selector: {matchLabels: {app: a}}}
 `+strings.Replace(podYAML("c", "10.0.0.4"), "namespace: shop", "namespace: shop, labels: {app: a}", 1))
 	c.next(authzpb.TypeURL, []string{"shop/deny"}, nil)
 	c.next(workloadpb.TypeURL, []string{"Kubernetes//Pod/shop/c"}, nil)
-	if r := p.app.Status(); len(r.Problems) != 0 {
-		t.Errorf("problems after the repair: %v", r.Problems)
-	}
+	p.eventually("no problem after the repair", func(r reports.Report) bool { return len(r.Problems) == 0 })
 	p.remove("a.yaml")
 	c.next(workloadpb.TypeURL, nil, []string{a, "Kubernetes//Pod/shop/c"})
 	c.next(authzpb.TypeURL, nil, []string{"shop/deny"})
