@@ -108,23 +108,23 @@ func (ca *testCA) server(uri string) *certs.SVID {
 
 const clientURI, serverURI = "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/db"
 
-// servedPod runs the proxy of a pod that answers "ok" on port 5432, and returns
-// the namespace of a client beside it.
-func servedPod(t *testing.T, source certs.Source) (server netip.Addr, client *netns.NS) {
+// servedPod runs the proxy of a pod whose program is serve, on port 5432, and
+// returns the namespace of a client beside it.
+func servedPod(t *testing.T, source certs.Source, tunnel *mesh.AppTunnel, serve func(net.Conn)) (server netip.Addr, client *netns.NS) {
 	t.Helper()
 	pod, client := netnstest.Pair(t)
 	server = netnstest.PairA4.Addr()
 	store := workloads.New()
 	store.Apply(workloads.Update{Workloads: []*mesh.Workload{{
 		UID: "Kubernetes//Pod/shop/db-0", Name: "db-0", Namespace: "shop", ServiceAccount: "db", TrustDomain: "cluster.local",
-		Addresses: []netip.Addr{server}, Protocol: mesh.HBONE,
+		Addresses: []netip.Addr{server}, Protocol: mesh.HBONE, AppTunnel: tunnel,
 	}}})
 	levels, err := logging.NewLevels("off")
 	if err != nil {
 		t.Fatal(err)
 	}
 	node := &Node{
-		Settings: Settings{Mark: mesh.MarkProxy, IPv6: true, Baggage: true},
+		Settings: Settings{Mark: mesh.MarkProxy, IPv6: true, Baggage: true, AppLoopback: true},
 		Mesh:     store,
 		Certs:    source,
 		Metrics:  metrics.NewTCP(prometheus.NewRegistry(), metrics.TCPConfig{}),
@@ -147,11 +147,11 @@ func servedPod(t *testing.T, source certs.Source) (server netip.Addr, client *ne
 			t.Error(err)
 		}
 	})
-	answerOK(t, pod)
+	program(t, pod, serve)
 	return server, client
 }
 
-func answerOK(t *testing.T, pod *netns.NS) {
+func program(t *testing.T, pod *netns.NS, serve func(net.Conn)) {
 	l, err := pod.Listen(t.Context(), netip.AddrPortFrom(netip.IPv6Unspecified(), 5432), netns.ListenOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -164,12 +164,14 @@ func answerOK(t *testing.T, pod *netns.NS) {
 			if err != nil {
 				return
 			}
-			io.WriteString(c, "ok")
+			serve(c)
 			c.Close()
 		}
 	}()
 	t.Cleanup(func() { l.Close(); <-done })
 }
+
+func answerOK(c net.Conn) { io.WriteString(c, "ok") }
 
 // ask opens a tunnel with a certificate and returns what the program says.
 func ask(t *testing.T, from *netns.NS, server netip.Addr, svid *certs.SVID) (string, error) {
@@ -201,7 +203,7 @@ func TestInboundCertificates(t *testing.T) {
 	t.Parallel()
 	ca, other := newTestCA(t), newTestCA(t)
 	db := ca.server(serverURI)
-	server, client := servedPod(t, certs.Fixed{db.ID: db})
+	server, client := servedPod(t, certs.Fixed{db.ID: db}, nil, answerOK)
 	for _, c := range []struct {
 		what string
 		svid *certs.SVID
@@ -224,6 +226,39 @@ func TestInboundCertificates(t *testing.T) {
 	}
 }
 
+// TestAppTunnel holds that a program that asks for it is told, on its own port
+// and on loopback, who calls and which address was called.
+func TestAppTunnel(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	db := ca.server(serverURI)
+	web := ca.svid(clientURI, time.Hour)
+	called := netip.AddrPortFrom(netnstest.PairA4.Addr(), 5432)
+	want := len(proxyHeader(called, called, web.ID))
+	server, client := servedPod(t, certs.Fixed{db.ID: db}, &mesh.AppTunnel{Protocol: mesh.AppTunnelPROXY, Port: 5432}, func(c net.Conn) {
+		header := make([]byte, want)
+		if _, err := io.ReadFull(c, header); err != nil {
+			t.Errorf("PROXY header: %v", err)
+		}
+		if from := c.RemoteAddr().(*net.TCPAddr).IP; !from.IsLoopback() {
+			t.Errorf("the program is called from %s", from)
+		}
+		c.Write(header)
+	})
+	got, err := ask(t, client, server, web)
+	if err != nil || len(got) != want {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	from, ok := netip.AddrFromSlice([]byte(got[16:20]))
+	port := uint16(got[24])<<8 | uint16(got[25])
+	if !ok || from != netnstest.PairB4.Addr() {
+		t.Errorf("the header tells the client %s", from)
+	}
+	if header := string(proxyHeader(netip.AddrPortFrom(from, port), called, web.ID)); got != header {
+		t.Errorf("header %q, want %q", got, header)
+	}
+}
+
 // TestPodLeavesNothing holds that a pod that has been served and let go leaves no
 // goroutine and no descriptor behind. It does not run beside others.
 func TestPodLeavesNothing(t *testing.T) {
@@ -232,7 +267,7 @@ func TestPodLeavesNothing(t *testing.T) {
 	t.Run("serve", func(t *testing.T) {
 		ca := newTestCA(t)
 		db := ca.server(serverURI)
-		server, client := servedPod(t, certs.Fixed{db.ID: db})
+		server, client := servedPod(t, certs.Fixed{db.ID: db}, nil, answerOK)
 		for range 20 {
 			if text, err := ask(t, client, server, ca.svid(clientURI, time.Hour)); text != "ok" || err != nil {
 				t.Fatalf("%q, %v", text, err)
