@@ -72,8 +72,8 @@ type entry struct {
 	due      time.Time // of the next attempt, when idle
 	backoff  *run.Backoff
 
-	done     chan struct{} // closed when the attempt queued or under way ends; nil when idle
-	calling  bool
+	done     chan struct{}      // closed when the attempt queued or under way ends; nil when idle
+	abandon  context.CancelFunc // ends the call under way; nil when there is none
 	priority Priority
 	order    uint64
 }
@@ -255,10 +255,11 @@ func (c *Cache) startCalls(ctx context.Context, calls *sync.WaitGroup) time.Dura
 	next := c.queueDueLocked(time.Now())
 	for c.calls < c.cfg.MaxConcurrent && len(c.queue) > 0 {
 		e := c.popLocked()
-		e.calling = true
+		callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
+		e.abandon = cancel
 		c.calls++
 		calls.Add(1)
-		go c.call(ctx, e, calls)
+		go c.call(callCtx, cancel, e, calls)
 	}
 	return next
 }
@@ -306,12 +307,11 @@ func (c *Cache) removeLocked(i int) {
 }
 
 // call makes one signing call.
-func (c *Cache) call(ctx context.Context, e *entry, calls *sync.WaitGroup) {
+func (c *Cache) call(ctx context.Context, cancel context.CancelFunc, e *entry, calls *sync.WaitGroup) {
 	defer calls.Done()
-	callCtx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
 	start := time.Now()
-	svid, err := c.issuer.Issue(callCtx, e.id)
+	svid, err := c.issuer.Issue(ctx, e.id)
 	if err == nil && svid.ID != e.id {
 		err = errWrongID
 	}
@@ -343,7 +343,7 @@ func (c *Cache) finish(e *entry, svid *SVID, err error) {
 		c.cfg.Log.Info("certificate issued", "identity", e.id.String(), "serial", svid.Serial, "expires", svid.NotAfter)
 	}
 	close(e.done)
-	e.done, e.calling = nil, false
+	e.done, e.abandon = nil, nil
 }
 
 // renewAt returns half the life of the certificate, ±5 % of the life so that a
@@ -366,6 +366,9 @@ func (c *Cache) dropLocked(e *entry, why error) {
 			c.removeLocked(i)
 			break
 		}
+	}
+	if e.abandon != nil {
+		e.abandon()
 	}
 	e.svid = nil
 	if e.err == nil {

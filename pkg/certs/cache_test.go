@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -301,6 +302,51 @@ func TestWaitersEndWithTheCache(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
+	})
+}
+
+// TestRandomUse: whatever callers do while the CA comes and goes, callers get a
+// valid certificate of their own or an error, and the CA is not overrun.
+func TestRandomUse(t *testing.T) {
+	inBubble(t, certs.CacheConfig{MaxConcurrent: 3, CallTimeout: time.Second}, func(t *testing.T, ca *fakeCA, cache *certs.Cache) {
+		var wg sync.WaitGroup
+		for worker := range 8 {
+			rng := rand.New(rand.NewPCG(1, uint64(worker)))
+			wg.Go(func() {
+				for range 300 {
+					id := identity(fmt.Sprint("sa", rng.IntN(10)))
+					switch rng.IntN(8) {
+					case 0:
+						cache.Forget(id)
+					case 1:
+						cache.Prefetch(id)
+					case 2:
+						ca.setDown(rng.IntN(2) == 0)
+					case 3:
+						cache.Snapshot()
+					default:
+						ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rng.IntN(200))*time.Millisecond)
+						svid, err := cache.Certificate(ctx, id)
+						cancel()
+						if err == nil && (svid.ID != id || time.Now().After(svid.NotAfter)) || err != nil && reason.Of(err) != reason.NoCertificate {
+							t.Errorf("%v, %v for %s", svid, err, id)
+						}
+					}
+					time.Sleep(time.Duration(rng.ExpFloat64() * float64(30*time.Minute)))
+				}
+			})
+		}
+		wg.Wait()
+		ca.mu.Lock()
+		if ca.highest > 3 {
+			t.Errorf("%d calls at once", ca.highest)
+		}
+		ca.mu.Unlock()
+		ca.setDown(false)
+		time.Sleep(time.Minute)
+		for i := range 10 {
+			get(t, cache, identity(fmt.Sprint("sa", i)))
+		}
 	})
 }
 
