@@ -9,15 +9,23 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
-var (
-	policyScopes = map[string]mesh.Scope{
+// The words of the file, and what they mean.
+
+func policyScopes() map[string]mesh.Scope {
+	return map[string]mesh.Scope{
 		"Global": mesh.ScopeGlobal, "Namespace": mesh.ScopeNamespace, "WorkloadSelector": mesh.ScopeWorkloadSelector,
 	}
-	actions = map[string]mesh.Action{"Allow": mesh.Allow, "Deny": mesh.Deny}
-	kinds   = map[string]mesh.StringMatchKind{
+}
+
+func actions() map[string]mesh.Action {
+	return map[string]mesh.Action{"Allow": mesh.Allow, "Deny": mesh.Deny}
+}
+
+func kinds() map[string]mesh.StringMatchKind {
+	return map[string]mesh.StringMatchKind{
 		"!Exact": mesh.MatchExact, "!Prefix": mesh.MatchPrefix, "!Suffix": mesh.MatchSuffix, "!Presence": mesh.MatchPresence,
 	}
-)
+}
 
 func policy(n *yaml.Node) (*mesh.Policy, error) {
 	f, err := open(n, []string{"name", "namespace", "scope", "action", "rules"}, "dryRun")
@@ -28,8 +36,8 @@ func policy(n *yaml.Node) (*mesh.Policy, error) {
 	f.get("name", &p.Name.Name)
 	f.get("namespace", &p.Name.Namespace)
 	f.get("dryRun", &p.DryRun)
-	enum(f, "scope", &p.Scope, policyScopes)
-	enum(f, "action", &p.Action, actions)
+	enum(f, "scope", &p.Scope, policyScopes())
+	enum(f, "action", &p.Action, actions())
 	p.Rules = all(f, "rules", rule)
 	return p, f.err
 }
@@ -81,7 +89,7 @@ func match(n *yaml.Node) (m mesh.Match, err error) {
 // an empty list under !Presence.
 func stringMatch(n *yaml.Node) (m mesh.StringMatch, err error) {
 	n = resolve(n)
-	kind, ok := kinds[n.Tag]
+	kind, ok := kinds()[n.Tag]
 	if !ok {
 		return m, fmt.Errorf("line %d: want one of the tags !Exact, !Prefix, !Suffix, !Presence", n.Line)
 	}

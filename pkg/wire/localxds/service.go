@@ -9,19 +9,33 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
-var (
-	modes = map[string]mesh.BalanceMode{
+// The words of the file, and what they mean.
+
+func modes() map[string]mesh.BalanceMode {
+	return map[string]mesh.BalanceMode{
 		"Standard": mesh.BalanceStandard, "Strict": mesh.BalanceStrict,
 		"Failover": mesh.BalanceFailover, "Passthrough": mesh.BalancePassthrough,
 	}
-	healthPolicies = map[string]bool{"OnlyHealthy": false, "AllowAll": true}
-	scopes         = map[string]mesh.LocalityScope{
+}
+
+func healthPolicies() map[string]bool {
+	return map[string]bool{"OnlyHealthy": false, "AllowAll": true}
+}
+
+func scopes() map[string]mesh.LocalityScope {
+	return map[string]mesh.LocalityScope{
 		"Region": mesh.ScopeRegion, "Zone": mesh.ScopeZone, "Subzone": mesh.ScopeSubzone,
 		"Node": mesh.ScopeNode, "Cluster": mesh.ScopeCluster, "Network": mesh.ScopeNetwork,
 	}
-	families     = map[string]mesh.IPFamilies{"Dual": mesh.IPDual, "IPv4": mesh.IPv4Only, "IPv6": mesh.IPv6Only}
-	visibilities = map[string]bool{"Public": false, "Namespace": true}
-)
+}
+
+func families() map[string]mesh.IPFamilies {
+	return map[string]mesh.IPFamilies{"Dual": mesh.IPDual, "IPv4": mesh.IPv4Only, "IPv6": mesh.IPv6Only}
+}
+
+func visibilities() map[string]bool {
+	return map[string]bool{"Public": false, "Namespace": true}
+}
 
 func service(n *yaml.Node) (*mesh.Service, error) {
 	f, err := open(n, []string{"name", "namespace", "hostname", "vips", "ports"},
@@ -36,8 +50,8 @@ func service(n *yaml.Node) (*mesh.Service, error) {
 	f.get("hostname", &s.Hostname)
 	f.get("subjectAltNames", &s.SubjectAltNames)
 	f.get("canonical", &s.Canonical)
-	enum(f, "ipFamilies", &s.IPFamilies, families)
-	enum(f, "visibility", &s.NamespaceOnly, visibilities)
+	enum(f, "ipFamilies", &s.IPFamilies, families())
+	enum(f, "visibility", &s.NamespaceOnly, visibilities())
 	sub(f, "ports", &s.Ports, ports)
 	sub(f, "waypoint", &s.Waypoint, gateway)
 	sub(f, "loadBalancer", &s.LoadBalancing, loadBalancer)
@@ -95,13 +109,13 @@ func loadBalancer(n *yaml.Node) (*mesh.LoadBalancing, error) {
 	}
 	l := &mesh.LoadBalancing{}
 	l.Preferences = all(f, "routingPreferences", scope)
-	enum(f, "mode", &l.Mode, modes)
-	enum(f, "healthPolicy", &l.AllowAll, healthPolicies)
+	enum(f, "mode", &l.Mode, modes())
+	enum(f, "healthPolicy", &l.AllowAll, healthPolicies())
 	return l, f.err
 }
 
 func scope(n *yaml.Node) (mesh.LocalityScope, error) {
-	s, ok := scopes[resolve(n).Value]
+	s, ok := scopes()[resolve(n).Value]
 	if !ok {
 		return 0, fmt.Errorf("line %d: unknown value %q", n.Line, n.Value)
 	}

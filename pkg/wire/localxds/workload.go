@@ -10,15 +10,29 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
-var (
-	protocols    = map[string]mesh.TunnelProtocol{"TCP": mesh.TCP, "HBONE": mesh.HBONE}
-	networkModes = map[string]mesh.NetworkMode{"Standard": mesh.NetworkStandard, "HostNetwork": mesh.NetworkHost}
-	statuses     = map[string]mesh.Health{"Healthy": mesh.Healthy, "Unhealthy": mesh.Unhealthy}
-	tunnels      = map[string]mesh.AppTunnelProtocol{"NONE": mesh.AppTunnelNone, "PROXY": mesh.AppTunnelPROXY}
-	types        = map[string]mesh.WorkloadType{
+// The words of the file, and what they mean.
+
+func protocols() map[string]mesh.TunnelProtocol {
+	return map[string]mesh.TunnelProtocol{"TCP": mesh.TCP, "HBONE": mesh.HBONE}
+}
+
+func networkModes() map[string]mesh.NetworkMode {
+	return map[string]mesh.NetworkMode{"Standard": mesh.NetworkStandard, "HostNetwork": mesh.NetworkHost}
+}
+
+func statuses() map[string]mesh.Health {
+	return map[string]mesh.Health{"Healthy": mesh.Healthy, "Unhealthy": mesh.Unhealthy}
+}
+
+func tunnels() map[string]mesh.AppTunnelProtocol {
+	return map[string]mesh.AppTunnelProtocol{"NONE": mesh.AppTunnelNone, "PROXY": mesh.AppTunnelPROXY}
+}
+
+func types() map[string]mesh.WorkloadType {
+	return map[string]mesh.WorkloadType{
 		"": mesh.Deployment, "deployment": mesh.Deployment, "cronjob": mesh.CronJob, "pod": mesh.Pod, "job": mesh.Job,
 	}
-)
+}
 
 func workload(n *yaml.Node) (*mesh.Workload, error) {
 	f, err := open(n, []string{"workloadIps", "namespace", "services"},
@@ -43,10 +57,10 @@ func workload(n *yaml.Node) (*mesh.Workload, error) {
 	f.get("workloadName", &w.WorkloadName)
 	f.get("nativeTunnel", &w.NativeTunnel)
 	f.get("capacity", &w.Capacity)
-	enum(f, "protocol", &w.Protocol, protocols)
-	enum(f, "networkMode", &w.NetworkMode, networkModes)
-	enum(f, "status", &w.Status, statuses)
-	enum(f, "workloadType", &w.WorkloadType, types)
+	enum(f, "protocol", &w.Protocol, protocols())
+	enum(f, "networkMode", &w.NetworkMode, networkModes())
+	enum(f, "status", &w.Status, statuses())
+	enum(f, "workloadType", &w.WorkloadType, types())
 	sub(f, "waypoint", &w.Waypoint, gateway)
 	sub(f, "networkGateway", &w.NetworkGateway, gateway)
 	sub(f, "applicationTunnel", &w.AppTunnel, appTunnel)
@@ -86,7 +100,7 @@ func appTunnel(n *yaml.Node) (*mesh.AppTunnel, error) {
 		return nil, err
 	}
 	t := &mesh.AppTunnel{}
-	enum(f, "protocol", &t.Protocol, tunnels)
+	enum(f, "protocol", &t.Protocol, tunnels())
 	f.get("port", &t.Port)
 	return t, f.err
 }
