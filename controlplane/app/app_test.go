@@ -295,7 +295,7 @@ func TestResume(t *testing.T) {
 	p := newPlane(t, dir)
 	p.write("a.yaml", podYAML("a", "10.0.0.1"))
 	p.write("b.yaml", podYAML("b", "10.0.0.2"))
-	p.eventually("both pods", func(r reports.Report) bool { return r.Objects == 2 })
+	p.eventually("both pods", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 2 })
 	c := p.connect(node1)
 	const a, b, gone = "Kubernetes//Pod/shop/a", "Kubernetes//Pod/shop/b", "Kubernetes//Pod/shop/gone"
 	c.subscribe(authzpb.TypeURL, nil)
@@ -349,7 +349,7 @@ func TestByName(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, t.TempDir())
 	p.write("a.yaml", podYAML("a", "10.0.0.1"))
-	p.eventually("the pod", func(r reports.Report) bool { return r.Objects == 1 })
+	p.eventually("the pod", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 1 })
 	c := p.connect(node1)
 	const a = "Kubernetes//Pod/shop/a"
 	c.send(&discovery.DeltaDiscoveryRequest{Node: c.node, TypeUrl: workloadpb.TypeURL, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}})
@@ -426,7 +426,7 @@ func TestWaypointScope(t *testing.T) {
 	p := newPlane(t, t.TempDir())
 	p.write("one.yaml", fmt.Sprintf(gatewayYAML, "one", 1))
 	p.write("two.yaml", fmt.Sprintf(gatewayYAML, "two", 2))
-	p.eventually("all objects", func(r reports.Report) bool { return r.Objects == 4 })
+	p.eventually("all objects", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 2 })
 	c := p.connect(proxy{"waypoint", "shop", "one", "one"})
 	c.subscribe(waypoint.ClusterTypeURL, nil)
 	c.next(waypoint.ClusterTypeURL, []string{"outbound|80||s1.shop.svc.cluster.local"}, nil)
@@ -459,7 +459,7 @@ func TestManyClients(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, t.TempDir())
 	p.write("pods.yaml", strings.Repeat("---\n", 3)+podYAML("first", "10.0.0.1"))
-	p.eventually("the pod", func(r reports.Report) bool { return r.Objects == 1 })
+	p.eventually("the pod", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 1 })
 	deaf := p.connect(node1)
 	deaf.subscribe(workloadpb.TypeURL, nil)
 	var clients []*client
@@ -496,7 +496,7 @@ func TestFoldersOfControllers(t *testing.T) {
 	p := newPlane(t, t.TempDir())
 	p.write("a.yaml", podYAML("a", "10.0.0.1"))
 	c := p.connect(node1)
-	p.eventually("the pod", func(r reports.Report) bool { return r.Objects == 1 })
+	p.eventually("the pod", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 1 })
 	c.subscribe(workloadpb.TypeURL, nil)
 	c.next(workloadpb.TypeURL, []string{"Kubernetes//Pod/shop/a"}, nil)
 	if err := os.MkdirAll(p.dir+"/patches/node-1", 0o755); err != nil {
