@@ -21,11 +21,20 @@ type Exchange struct {
 	Source      netip.AddrPort // the client, as it connected
 	Identity    mesh.Identity  // from the client's certificate; zero without one
 	Destination netip.AddrPort // the address that the client dialled
+	URI         []byte         // Identity as a SPIFFE URI; nil until somebody asks
 
 	// Denied names the policy by which a filter refused, for the log.
 	Denied string
 	// Shadow names policies that would have refused but are only tried out.
 	Shadow []string
+}
+
+// PeerURI returns the client's SPIFFE URI, empty without an identity.
+func (x *Exchange) PeerURI() []byte {
+	if x.URI == nil {
+		x.URI = []byte(x.Identity.String())
+	}
+	return x.URI
 }
 
 // Reply is a filter's own answer.

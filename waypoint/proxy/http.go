@@ -26,7 +26,8 @@ import (
 func (p *Proxy) HTTP(ctx context.Context, c *listener.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &session{p: p, ctx: ctx, cancel: cancel, conn: c, down: c.Stream, srv: h1.NewServerConn(c.Stream, p.cfg.HTTP)}
+	s := &session{p: p, ctx: ctx, cancel: cancel, conn: c, down: c.Stream, srv: h1.NewServerConn(c.Stream, p.cfg.HTTP),
+		uri: []byte(c.Identity.String())}
 	s.srv.Preload(c.First)
 	c.First = nil
 	s.watch.init(s)
@@ -61,6 +62,7 @@ type session struct {
 	srv     *h1.ServerConn
 	watch   watch
 	series  seriesCache
+	uri     []byte                         // of the client\'s identity
 	counted struct{ received, sent int64 } // of the client's bytes, at the end of the last request
 	idle    atomic.Bool                    // between two requests
 	woken   bool                           // by draining, while a request was arriving
@@ -162,7 +164,7 @@ func (s *session) badRequest(err error) {
 func (s *session) begin() {
 	s.exchange = exchange{began: time.Now(), received: s.counted.received, sent: s.counted.sent}
 	s.resp.Reset()
-	s.x = filter.Exchange{Source: s.conn.Source, Identity: s.conn.Identity, Destination: s.conn.Destination}
+	s.x = filter.Exchange{Source: s.conn.Source, Identity: s.conn.Identity, Destination: s.conn.Destination, URI: s.uri}
 	s.snap, s.dest = s.p.lookup(s.conn.Name)
 }
 

@@ -24,7 +24,7 @@ import (
 type Table struct {
 	source *config.RouteTable
 	plain  domains // compared with the whole authority
-	ported domains // "host:*": compared with the host of an authority that has a port
+	ported domains // "*.host:*": compared with the host of an authority that has a port
 }
 
 // domains finds a virtual host by name.
@@ -48,10 +48,9 @@ func Compile(t *config.RouteTable) (*Table, error) {
 		h := compileHost(vh)
 		for _, d := range vh.Domains {
 			d = strings.ToLower(d)
-			name, ported := strings.CutSuffix(d, ":*")
 			to := &out.plain
-			if ported {
-				to, d = &out.ported, name
+			if name, ok := strings.CutSuffix(d, ":*"); ok && strings.HasPrefix(d, "*") {
+				to, d = &out.ported, name // "a:*" is an ordinary prefix
 			}
 			if !to.add(d, h) {
 				return nil, fmt.Errorf("domain %q is in two virtual hosts, the second is %q", d, vh.Name)

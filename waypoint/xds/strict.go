@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -131,10 +132,25 @@ func orRoot(path string) string {
 	return path
 }
 
-// at puts where an error is in front of it.
+// fieldError is what is wrong with the field at a path.
+type fieldError struct {
+	path string
+	err  error
+}
+
+func (e *fieldError) Error() string { return e.path + ": " + e.err.Error() }
+func (e *fieldError) Unwrap() error { return e.err }
+
+// at puts where an error is in front of it; paths inside one another are joined.
 func at(path string, err error) error {
-	if err == nil {
+	var inner *fieldError
+	switch {
+	case err == nil:
 		return nil
+	case !errors.As(err, &inner):
+		return &fieldError{path, err}
+	case strings.HasPrefix(inner.path, "["):
+		return &fieldError{path + inner.path, inner.err}
 	}
-	return fmt.Errorf("%s: %w", path, err)
+	return &fieldError{path + "." + inner.path, inner.err}
 }

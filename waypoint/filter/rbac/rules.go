@@ -96,17 +96,7 @@ func (a Authenticated) Match(x *filter.Exchange, _ *http.Request) bool {
 	if x.Identity.IsZero() {
 		return false
 	}
-	if a.Name.Kind == match.Any {
-		return true
-	}
-	var space [128]byte
-	uri := append(space[:0], "spiffe://"...)
-	uri = append(uri, x.Identity.TrustDomain...)
-	uri = append(uri, "/ns/"...)
-	uri = append(uri, x.Identity.Namespace...)
-	uri = append(uri, "/sa/"...)
-	uri = append(uri, x.Identity.ServiceAccount...)
-	return a.Name.Match(uri)
+	return a.Name.Match(x.PeerURI())
 }
 
 // PathTemplate matches paths by segments: "{*}" is one segment, "{**}" any
