@@ -38,6 +38,7 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop/dns"
 	"github.com/culvert-mesh/culvert/cli/laptop/fabric"
 	"github.com/culvert-mesh/culvert/cli/laptop/kubelet"
+	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 	"github.com/culvert-mesh/culvert/cli/laptop/supervise"
 	"github.com/culvert-mesh/culvert/cli/laptop/wiretap"
 	"github.com/culvert-mesh/culvert/pkg/folder"
@@ -76,6 +77,7 @@ type Mesh struct {
 	began   time.Time
 	nodes   []string
 	fabric  *fabric.Fabric
+	spawner *spawn.Spawner
 	issuer  *token.Issuer
 	dns     *dns.Server
 	stop    context.CancelCauseFunc
@@ -119,7 +121,7 @@ func New(cfg Config) (*Mesh, error) {
 	if cfg.Nodes < 1 || cfg.Nodes > fabric.MaxNodes {
 		return nil, fmt.Errorf("--nodes %d: want 1 to %d", cfg.Nodes, fabric.MaxNodes)
 	}
-	m := &Mesh{cfg: cfg, dir: dir, log: cfg.Log, calls: make(chan func()), reports: map[string]cluster.Status{},
+	m := &Mesh{cfg: cfg, dir: dir, spawner: spawn.New(), log: cfg.Log, calls: make(chan func()), reports: map[string]cluster.Status{},
 		wake: make(chan struct{}, 1), built: make(chan struct{}), ready: make(chan struct{})}
 	for i := range cfg.Nodes {
 		m.nodes = append(m.nodes, fmt.Sprintf("node-%d", i+1))
@@ -232,6 +234,7 @@ func (m *Mesh) firstState() {
 // serve runs every part until ctx ends.
 func (m *Mesh) serve(ctx context.Context) error {
 	var g run.Group
+	g.Add("spawn", m.spawner.Run)
 	g.Add("control", m.serveControl)
 	for _, n := range m.fabric.Nodes {
 		g.Add("dns "+n.Name, func(ctx context.Context) error { return m.serveDNS(ctx, n) })

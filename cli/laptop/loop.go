@@ -190,7 +190,7 @@ func (m *Mesh) kubeletConfig(node *fabric.Node, p *cluster.Pod) (kubelet.Config,
 		return kubelet.Config{}, nil, err
 	}
 	cfg := kubelet.Config{
-		Fabric: m.fabric, Node: node, Self: m.cfg.Self, Dir: dir, Hide: Root,
+		Fabric: m.fabric, Node: node, Self: m.cfg.Self, Spawner: m.spawner, Dir: dir, Hide: Root,
 		Env:    m.podEnv(),
 		Domain: mesh.DefaultClusterDomain, Output: log, Images: m.images(p), Log: m.log,
 		Report: func(s cluster.Status) { m.report(p.UID, s) },

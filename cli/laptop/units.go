@@ -40,7 +40,7 @@ func (m *Mesh) buildUnits() error {
 		if err != nil {
 			return err
 		}
-		s.Log = w
+		s.Log, s.Spawner = w, m.spawner
 		s.Drain = drainTime + 5*time.Second
 		var last supervise.Status
 		m.units = append(m.units, supervise.New(s, func(now supervise.Status) {

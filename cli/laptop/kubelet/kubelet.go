@@ -27,20 +27,22 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop/cluster"
 	"github.com/culvert-mesh/culvert/cli/laptop/fabric"
 	"github.com/culvert-mesh/culvert/cli/laptop/pod"
+	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // Config is what a Kubelet needs of its node and cluster.
 type Config struct {
-	Fabric *fabric.Fabric
-	Node   *fabric.Node
-	Self   string   // the culvert binary
-	Dir    string   // for this pod's files; must exist
-	Hide   string   // see pod.Spec
-	Env    []string // every container's environment, before its own
-	Domain string   // "cluster.local"
-	Output io.Writer
+	Fabric  *fabric.Fabric
+	Node    *fabric.Node
+	Self    string // the culvert binary
+	Spawner *spawn.Spawner
+	Dir     string   // for this pod's files; must exist
+	Hide    string   // see pod.Spec
+	Env     []string // every container's environment, before its own
+	Domain  string   // "cluster.local"
+	Output  io.Writer
 	// Join tells the node agent of the new sandbox; nil when the pod is outside
 	// the mesh. It is tried again until it succeeds.
 	Join func(ctx context.Context) error
@@ -195,7 +197,7 @@ func (k *Kubelet) spec(ns *netns.NS) (pod.Spec, error) {
 	}
 	return pod.Spec{
 		Hostname: k.hostname(), Command: append(command, expand(ctr.Args, env)...), Env: env, Dir: ctr.WorkingDir,
-		Etc: k.cfg.Dir, Hide: k.cfg.Hide, NS: ns, Output: k.cfg.Output, Self: k.cfg.Self,
+		Etc: k.cfg.Dir, Hide: k.cfg.Hide, NS: ns, Output: k.cfg.Output, Self: k.cfg.Self, Spawner: k.cfg.Spawner,
 	}, nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
@@ -38,6 +39,7 @@ type Spec struct {
 	NS       *netns.NS
 	Output   io.Writer // standard output and error
 	Self     string    // the culvert binary
+	Spawner  *spawn.Spawner
 }
 
 // Process is a pod's running process.
@@ -61,10 +63,9 @@ func Start(s Spec) (*Process, error) {
 	cmd.WaitDelay = time.Second // a descendant that outlived process 1 cannot hold the pipe for ever
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
 		Setpgid:    true,
 	}
-	if err := s.NS.Start(cmd); err != nil {
+	if err := s.Spawner.Start(s.NS, cmd); err != nil {
 		return nil, fmt.Errorf("start pod %s: %w", s.Hostname, err)
 	}
 	p := &Process{cmd: cmd, done: make(chan struct{})}

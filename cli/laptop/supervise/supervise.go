@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
@@ -36,13 +37,14 @@ const (
 
 // Spec is what a component's process is.
 type Spec struct {
-	Name  string
-	Path  string
-	Args  []string
-	Env   []string
-	NS    *netns.NS // nil = the supervisor's own
-	Log   io.Writer // standard output and error
-	Drain time.Duration
+	Name    string
+	Path    string
+	Args    []string
+	Env     []string
+	NS      *netns.NS // nil = the supervisor's own
+	Log     io.Writer // standard output and error
+	Drain   time.Duration
+	Spawner *spawn.Spawner
 	// Ready asks whether the process with that number does its work. nil = as
 	// soon as it has started.
 	Ready func(ctx context.Context, pid int) error
@@ -180,9 +182,9 @@ func (u *Unit) start() (*process, error) {
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = u.spec.Log, u.spec.Log
 	cmd.WaitDelay = time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p := &process{cmd: cmd, began: time.Now(), done: make(chan struct{})}
-	if err := u.spec.NS.Start(cmd); err != nil {
+	if err := u.spec.Spawner.Start(u.spec.NS, cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", u.spec.Name, err)
 	}
 	u.set(func(s *Status) { s.State, s.PID, s.Detail = Starting, cmd.Process.Pid, "" })

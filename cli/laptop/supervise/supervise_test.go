@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 )
 
 // buffer collects what processes write.
@@ -35,8 +37,12 @@ func (b *buffer) String() string {
 func launch(t *testing.T, script string, ready func(context.Context, int) error) (*Unit, *buffer) {
 	t.Helper()
 	log := new(buffer)
-	u := New(Spec{Name: "x", Path: "/bin/sh", Args: []string{"-c", script}, Log: log, Drain: 10 * time.Second, Ready: ready}, nil)
+	spawner := spawn.New()
+	u := New(Spec{Name: "x", Spawner: spawner, Path: "/bin/sh", Args: []string{"-c", script}, Log: log, Drain: 10 * time.Second, Ready: ready}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
+	spawning, endSpawning := context.WithCancel(t.Context())
+	t.Cleanup(endSpawning)
+	go spawner.Run(spawning)
 	done := make(chan error, 1)
 	go func() { done <- u.Run(ctx) }()
 	t.Cleanup(func() {
@@ -57,6 +63,7 @@ func TestRestartsWhatDies(t *testing.T) {
 	if err := u.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, func() bool { return log.String() == "started\n" })
 	first := u.Status().PID
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
