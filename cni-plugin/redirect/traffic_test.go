@@ -46,12 +46,18 @@ type captured struct {
 type proxy struct {
 	ns   *netns.NS
 	seen chan captured
+	vips map[netip.AddrPort]netip.AddrPort // services, and where their pod is
 	wg   sync.WaitGroup
 }
 
 func startProxy(t *testing.T, ns *netns.NS) *proxy {
 	t.Helper()
-	p := &proxy{ns: ns, seen: make(chan captured, 1000)}
+	return startProxyFor(t, ns, nil)
+}
+
+func startProxyFor(t *testing.T, ns *netns.NS, vips map[netip.AddrPort]netip.AddrPort) *proxy {
+	t.Helper()
+	p := &proxy{ns: ns, seen: make(chan captured, 1000), vips: vips}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() { cancel(); p.wg.Wait() })
 	for _, port := range []uint16{mesh.PortOutbound, mesh.PortPlaintext, mesh.PortHBONE} {
@@ -89,6 +95,9 @@ func (p *proxy) carry(ctx context.Context, c *net.TCPConn, port uint16) {
 	opt := netns.DialOptions{Mark: mesh.MarkProxy}
 	if port == mesh.PortPlaintext && from != dst.Addr() {
 		opt.Source = from
+	}
+	if pod, ok := p.vips[dst]; ok {
+		dst = pod
 	}
 	up, err := p.ns.Dial(ctx, dst, opt)
 	if err != nil {
@@ -248,6 +257,27 @@ func TestServiceAddressAndTunnelPort(t *testing.T) {
 		if got := <-pb.seen; got.port != mesh.PortHBONE || got.dst != netip.AddrPortFrom(ip, mesh.PortHBONE) {
 			t.Errorf("captured %+v, want 15008 directly", got)
 		}
+	}
+}
+
+// A pod that calls its own service is captured once, on the way out, and the
+// proxy's connection back to the pod is nobody's loop.
+func TestPodCallsItsOwnService(t *testing.T) {
+	t.Parallel()
+	pod := netnstest.NewNode(t).Pod(t)
+	vip4, vip6 := netip.MustParseAddrPort("10.96.0.7:80"), netip.MustParseAddrPort("[fd00:96::7]:80")
+	p := startProxyFor(t, pod.NS, map[netip.AddrPort]netip.AddrPort{
+		vip4: netip.AddrPortFrom(pod.IP4, 8080), vip6: netip.AddrPortFrom(pod.IP6, 8080)})
+	echo(t, pod.NS, 8080)
+	apply(t, pod.NS, Pod(Options{IPv6: true}))
+	for vip, ip := range map[netip.AddrPort]netip.Addr{vip4: pod.IP4, vip6: pod.IP6} {
+		c, caller := call(t, pod.NS, vip)
+		pingPong(t, c, "to myself")
+		if caller != ip.String() {
+			t.Errorf("called by %s, want %s", caller, ip)
+		}
+		p.one(t, captured{mesh.PortOutbound, vip, ip})
+		p.none(t, "the proxy's own connection")
 	}
 }
 
