@@ -213,7 +213,7 @@ func TestAgainstOracle(t *testing.T) {
 	t.Parallel()
 	r := draw{rand.New(rand.NewPCG(3, 4))}
 	outcomes := make(map[reason.Reason]int)
-	for range 100_000 {
+	for range 30_000 {
 		var policies []*mesh.Policy
 		for i := range r.IntN(5) {
 			policies = append(policies, r.policy(i))
@@ -231,7 +231,7 @@ func TestAgainstOracle(t *testing.T) {
 		outcomes[want]++
 	}
 	for _, r := range []reason.Reason{reason.None, reason.DeniedByPolicy, reason.DeniedByDefault, reason.DeniedPolicyAbsent} {
-		if outcomes[r] < 1000 {
+		if outcomes[r] < 300 {
 			t.Errorf("only %d verdicts were %q: the draw is too narrow", outcomes[r], r)
 		}
 	}
