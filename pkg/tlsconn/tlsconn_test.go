@@ -216,8 +216,10 @@ func TestEndBehindData(t *testing.T) {
 	if got, err := io.ReadAll(client); string(got) != "answer" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
-	if client.Close() != nil || client.Close() != nil {
-		t.Error("close")
+	for range 2 {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -57,6 +57,8 @@ func (c *conn) startStream(req hbone.Request) (*stream, error) {
 	c.slots--
 	if c.err != nil || c.away || c.nextID > maxStreamID {
 		c.away = true
+		c.finishIfIdle()
+		c.kick()
 		return nil, reason.New(reason.Draining, "open stream", c.t.RemoteAddr().String(), errRefused)
 	}
 	s := newStream(c, c.nextID)

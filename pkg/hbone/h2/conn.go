@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -174,12 +175,21 @@ func (c *conn) lost(err error) error {
 	switch {
 	case c.err != nil:
 		return c.err
+	case !c.peerSet && remoteAlert(err):
+		return reason.New(reason.TLSFailure, "open tunnel", c.t.RemoteAddr().String(), err)
 	case !c.peerSet:
 		return reason.New(reason.TunnelHandshake, "open tunnel", c.t.RemoteAddr().String(), err)
 	case len(c.streams) == 0 && (c.finish || errors.Is(err, io.EOF)):
 		return errFinished
 	}
 	return reason.New(reason.TunnelClosed, "read tunnel", c.t.RemoteAddr().String(), err)
+}
+
+// remoteAlert reports whether err is the peer's TLS alert: in TLS 1.3 a client
+// learns only from its first read that its certificate was refused.
+func remoteAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // fail ends every stream; the connection is of no more use. The first err counts.
@@ -196,12 +206,12 @@ func (c *conn) fail(err error) {
 	for _, s := range c.streams {
 		victims = append(victims, s)
 	}
+	c.window.release(c.budget)
 	c.kick()
 	c.mu.Unlock()
 	for _, s := range victims {
 		s.abort(err)
 	}
-	c.window.release(c.budget)
 	if c.onClose != nil {
 		c.onClose(err)
 	}
@@ -292,7 +302,7 @@ func (c *conn) remove(s *stream) {
 }
 
 // abused counts one event of a kind that is harmless now and then. Streams that
-// are served take the count down again.
+// are served take the count down again, and so does time: see keepalive.
 func (c *conn) abused(weight int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

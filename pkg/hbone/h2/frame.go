@@ -19,11 +19,11 @@ const (
 
 // What a peer may make us keep or do before it counts as an attack.
 const (
-	maxControlQueue  = 64 << 10 // bytes of control frames that wait to be sent
-	maxContinuations = 16       // CONTINUATION frames in one header section
-	maxSettings      = 4 << 10  // bytes of one SETTINGS frame
-	maxGoAway        = 16 << 10 // bytes of one GOAWAY frame
-	maxAbuse         = 500      // events that only an attacker piles up: see conn.abused
+	maxControlQueue  = 256 << 10 // bytes of control frames that wait to be sent
+	maxContinuations = 16        // CONTINUATION frames in one header section
+	maxSettings      = 4 << 10   // bytes of one SETTINGS frame
+	maxGoAway        = 16 << 10  // bytes of one GOAWAY frame
+	maxAbuse         = 500       // events that only an attacker piles up: see conn.abused
 )
 
 // frameHeader is the header of a frame as it was read.

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,7 +22,6 @@ import (
 // plain is a transport without TLS, over any connection.
 type plain struct {
 	net.Conn
-	mu    sync.Mutex
 	ahead []byte
 }
 

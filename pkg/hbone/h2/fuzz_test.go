@@ -21,7 +21,6 @@ type script struct {
 	in    []byte
 	piece int
 	out   bytes.Buffer
-	end   chan struct{}
 }
 
 func (s *script) Wait() error {

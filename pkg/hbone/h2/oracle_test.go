@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 x/net/http2's own Transport and Server are what we compare with
+
 package h2
 
 import (

@@ -82,6 +82,7 @@ func (c *conn) keepalive() {
 		c.mu.Unlock()
 		return
 	}
+	c.abuse = 0
 	now := time.Now()
 	next := c.settings.PingInterval
 	if c.awaiting {

@@ -178,6 +178,21 @@ func TestServerClose(t *testing.T) {
 	}
 }
 
+// A server that refuses our certificate says so after the client's handshake is
+// done (TLS 1.3).
+func TestCertificateRefused(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, acceptAndRead)
+	stranger := hbonetest.NewCA(t).Client(t, clientID, serverID)
+	stranger.VerifyConnection = nil
+	p := NewPool(PoolConfig{Dial: dialTCP, TLS: constantTLS(stranger)})
+	defer p.Close()
+	_, _, err := p.Open(context.Background(), m.peer, request("10.0.0.1:80"))
+	if reason.Of(err) != reason.TLSFailure {
+		t.Errorf("open: %v", err)
+	}
+}
+
 // A server that accepts TLS and then hangs up fails the opener, at once and with
 // the reason.
 func TestTunnelHandshakeFailure(t *testing.T) {

@@ -51,11 +51,14 @@ func (c *conn) wake() {
 
 // reset turns a stream's error into RST_STREAM; other errors end the connection.
 func (c *conn) reset(err error) error {
-	var se *streamError
-	if !errors.As(err, &se) {
-		if err == nil && c.controlFlood() {
+	if err == nil {
+		if c.controlFlood() {
 			return connErrorf(http2.ErrCodeEnhanceYourCalm, "too many control frames to answer")
 		}
+		return nil
+	}
+	se, ok := errors.AsType[*streamError](err)
+	if !ok {
 		return err
 	}
 	if s := c.stream(se.id); s != nil {

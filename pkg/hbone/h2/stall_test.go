@@ -1,7 +1,9 @@
 package h2
 
 import (
+	"context"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -129,4 +131,58 @@ func waitStill(t *testing.T, n *atomic.Int64) {
 		}
 		return same > 50
 	})
+}
+
+// More streams stall than the budget and the connection's window have room for:
+// memory stays bounded, and everything arrives when the destinations go on.
+func TestBudgetExhausted(t *testing.T) {
+	t.Parallel()
+	const streams, each = 30, 1 << 20
+	budget := hbone.NewBudget(1 << 20)
+	m := newMesh(t, pumpSmall, func(_ *PoolConfig, sc *ServerConfig) { sc.Budget = budget })
+	release := make(chan struct{})
+	var arrived atomic.Int64
+	stuck := app(t, func(c *net.TCPConn) {
+		_ = c.SetReadBuffer(64 << 10)
+		<-release
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := c.Read(buf)
+			arrived.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for range streams {
+		client, _ := m.through(t, stuck, nil)
+		_ = client.SetWriteBuffer(64 << 10)
+		wg.Go(func() { flood(client, each, new(atomic.Int64)) })
+	}
+	defer wg.Wait()
+	hbonetest.Until(t, "the budget to be exhausted", func() bool { used, size := budget.Used(); return used > size })
+	if used, _ := budget.Used(); used > 1<<20+4<<20+128<<10 {
+		t.Errorf("%d bytes are buffered", used)
+	}
+	close(release)
+	hbonetest.Until(t, "everything to arrive", func() bool { return arrived.Load() == streams*each })
+	hbonetest.Until(t, "the budget to be given back", func() bool { used, _ := budget.Used(); return used < 1<<20 })
+}
+
+// pumpSmall is pumpTo with small buffers in the kernel.
+func pumpSmall(ctx context.Context, in *hbone.Incoming) {
+	addr, err := netip.ParseAddrPort(in.Request.Authority)
+	if err != nil {
+		return
+	}
+	conn, err := dialTCP(ctx, addr)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetWriteBuffer(64 << 10)
+	if s, err := in.Accept(hbone.Response{}); err == nil {
+		_ = s.Pump(ctx, conn, nil)
+	}
 }
