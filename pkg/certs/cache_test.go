@@ -136,6 +136,7 @@ func TestConcurrencyAndPriorities(t *testing.T) {
 		if next := calls[2:4]; !slices.Contains(next, "urgent") || !slices.Contains(next, "warm5") {
 			t.Errorf("waiting connections were not served first: %v", calls)
 		}
+		slices.Sort(calls[4:6]) // these two start at the same moment
 		if rest := calls[4:]; !slices.Equal(rest, []string{"warm2", "warm3", "warm4"}) {
 			t.Errorf("not first come first served: %v", rest)
 		}
