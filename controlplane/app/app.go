@@ -127,7 +127,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	a.cache = xds.NewCache()
 	verifier := token.NewVerifier(token.VerifierConfig{JWKS: cfg.TokenKeys})
 	a.streams = xds.NewServer(xds.Config{
-		Cache: a.cache, Order: pushOrder(), Authorize: xds.Authorize(verifier, kinds()), Ready: a.first,
+		Cache: a.cache, Order: pushOrder(), Auth: verifier, Kinds: kinds(), Ready: a.first,
 		Log: logging.Scope(log, "xds"), Metrics: a.registry,
 	})
 	a.ca = ca.New(ca.Config{

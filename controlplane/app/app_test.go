@@ -398,7 +398,7 @@ func TestRights(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cl := p.connectWith(c.token, c.who)
-			cl.subscribe(c.url, nil)
+			_ = cl.stream.Send(&discovery.DeltaDiscoveryRequest{Node: cl.node, TypeUrl: c.url}) // io.EOF when it is refused already
 			if _, err := cl.stream.Recv(); status.Code(err) != c.want {
 				t.Errorf("got %v, want %v", err, c.want)
 			}

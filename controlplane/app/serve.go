@@ -20,6 +20,8 @@ import (
 // Limits of the gRPC port.
 const (
 	maxRequestSize = 64 << 20 // a reconnecting node names all it holds: 200,000 resources
+	maxStreams     = 100      // of one connection
+	handshakeTime  = 10 * time.Second
 	minPing        = 5 * time.Second
 	pingPeriod     = 30 * time.Second
 	pingTimeout    = 10 * time.Second
@@ -35,7 +37,7 @@ func (a *App) serve(ctx context.Context) error {
 	a.bound <- lis.Addr()
 	s := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate})),
-		grpc.MaxRecvMsgSize(maxRequestSize),
+		grpc.MaxRecvMsgSize(maxRequestSize), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout}),
 	)

@@ -24,36 +24,34 @@ type Kinds map[string][]string
 // kindWaypoint is the kind whose clients see what their gateway serves.
 const kindWaypoint = "waypoint"
 
-// Authorize returns a Config.Authorize that checks the bearer token of the call.
-// A proxy must be of the namespace that its node metadata claims, and of the
-// service account, if it claims one. A waypoint is the gateway that its service
-// account is named like, and no other.
-func Authorize(auth Authenticator, kinds Kinds) func(context.Context, *corev3.Node) (Client, error) {
-	return func(ctx context.Context, node *corev3.Node) (Client, error) {
-		claims, err := authenticate(ctx, auth)
-		if err != nil {
-			return Client{}, err
-		}
-		kind, _, _ := strings.Cut(node.GetId(), "~")
-		types, ok := kinds[kind]
-		if !ok {
-			return Client{}, status.Errorf(codes.PermissionDenied, "node id %q: proxies of kind %q are not served", node.GetId(), kind)
-		}
-		c := Client{Kind: kind, Node: field(node, "NODE_NAME"), types: types}
-		if ns := field(node, "NAMESPACE"); ns != claims.Namespace {
-			return Client{}, status.Errorf(codes.PermissionDenied, "node metadata NAMESPACE is %q, the token's is %q", ns, claims.Namespace)
-		}
-		if sa := field(node, "SERVICE_ACCOUNT"); sa != "" && sa != claims.ServiceAccount.Name {
-			return Client{}, status.Errorf(codes.PermissionDenied, "node metadata SERVICE_ACCOUNT is %q, the token's is %q", sa, claims.ServiceAccount.Name)
-		}
-		if kind == kindWaypoint {
-			if gw := field(node, "GATEWAY_NAME"); gw != "" && gw != claims.ServiceAccount.Name {
-				return Client{}, status.Errorf(codes.PermissionDenied, "node metadata GATEWAY_NAME is %q, the token's service account is %q", gw, claims.ServiceAccount.Name)
-			}
-			c.Scope = Scope(claims.Namespace, claims.ServiceAccount.Name)
-		}
-		return c, nil
+// authorize says who the bearer of a token is, given the node that it claims to
+// be. A proxy must be of the namespace that its node metadata names, and of the
+// service account, if it names one. A waypoint is the gateway that its service
+// account is named like, and no other. Errors are gRPC status errors.
+func authorize(claims *token.Claims, node *corev3.Node, kinds Kinds) (Client, error) {
+	refuse := func(format string, args ...any) (Client, error) {
+		return Client{}, status.Errorf(codes.PermissionDenied, format, args...)
 	}
+	account := claims.ServiceAccount.Name
+	kind, _, _ := strings.Cut(node.GetId(), "~")
+	types, ok := kinds[kind]
+	if !ok {
+		return refuse("node id %q: proxies of kind %q are not served", node.GetId(), kind)
+	}
+	if ns := field(node, "NAMESPACE"); ns != claims.Namespace {
+		return refuse("node metadata NAMESPACE is %q, the token's is %q", ns, claims.Namespace)
+	}
+	if sa := field(node, "SERVICE_ACCOUNT"); sa != "" && sa != account {
+		return refuse("node metadata SERVICE_ACCOUNT is %q, the token's is %q", sa, account)
+	}
+	c := Client{Kind: kind, Node: field(node, "NODE_NAME"), types: types}
+	if kind == kindWaypoint {
+		if gw := field(node, "GATEWAY_NAME"); gw != "" && gw != account {
+			return refuse("node metadata GATEWAY_NAME is %q, the token's service account is %q", gw, account)
+		}
+		c.Scope = Scope(claims.Namespace, account)
+	}
+	return c, nil
 }
 
 // Scope is the scope of a gateway's resources.

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/culvert-mesh/culvert/pkg/token"
 )
 
 // Client is who is at the other end of a stream.
@@ -46,9 +48,8 @@ type Config struct {
 	Cache *Cache
 	// Order is the order in which types are pushed: what others refer to first.
 	Order []string
-	// Authorize says who a client is and what it may see, from the first request's
-	// node and the call's metadata. Its errors are gRPC status errors.
-	Authorize func(ctx context.Context, node *corev3.Node) (Client, error)
+	Auth  Authenticator
+	Kinds Kinds
 	// Ready is closed when the cache has its first content; nothing is answered
 	// before.
 	Ready   <-chan struct{}
@@ -78,6 +79,11 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 
 // DeltaAggregatedResources implements the discovery service.
 func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	claims, err := authenticate(g.Context(), s.cfg.Auth) // before anything is read or held for it
+	if err != nil {
+		s.cfg.Log.Warn("proxy refused", "err", err)
+		return err
+	}
 	select {
 	case <-s.cfg.Ready:
 	case <-g.Context().Done():
@@ -87,7 +93,7 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 	if err != nil {
 		return ended(err)
 	}
-	client, err := s.identify(g.Context(), first.GetNode())
+	client, err := s.identify(g.Context(), claims, first.GetNode())
 	if err != nil {
 		s.cfg.Log.Warn("proxy refused", "node", first.GetNode().GetId(), "err", err)
 		return err
@@ -98,11 +104,11 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 	return s.serve(g, st, first)
 }
 
-func (s *Server) identify(ctx context.Context, node *corev3.Node) (Client, error) {
+func (s *Server) identify(ctx context.Context, claims *token.Claims, node *corev3.Node) (Client, error) {
 	if node.GetId() == "" {
 		return Client{}, status.Error(codes.InvalidArgument, "the first request has no node id")
 	}
-	c, err := s.cfg.Authorize(ctx, node)
+	c, err := authorize(claims, node, s.cfg.Kinds)
 	if err != nil {
 		return Client{}, err
 	}
