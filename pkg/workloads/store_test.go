@@ -320,7 +320,7 @@ func TestConcurrentReaders(t *testing.T) {
 		go func() { done <- read(s, vip, name, stop) }()
 	}
 	r := world{rand.New(rand.NewPCG(9, 9))}
-	for range 2000 {
+	for range 800 {
 		s.Apply(r.update())
 	}
 	close(stop)

@@ -22,12 +22,12 @@ func TestTableAgainstModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	var table table[item]
 	model := make(map[uint64][]*item)
-	for step := range 2000 {
+	for step := range 800 {
 		e := edit[item]{t: &table}
 		frozen := len(chain(table.find(0)))
 		for range r.IntN(8) {
 			h := collidingHash(r)
-			if list := model[h]; len(list) > 0 && (len(list) > 4 || r.IntN(100) < 40+step/60) {
+			if list := model[h]; len(list) > 0 && (len(list) > 4 || r.IntN(100) < 40+step/25) {
 				i := r.IntN(len(list))
 				e.remove(h, list[i])
 				model[h] = slices.Delete(slices.Clone(list), i, i+1)
@@ -109,7 +109,7 @@ func TestTableShrinks(t *testing.T) {
 // TestMemory bounds what a workload costs. It is not parallel, so that the heap is
 // its own.
 func TestMemory(t *testing.T) {
-	const n, limit = 20_000, 900
+	const n, limit = 10_000, 900
 	heap := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()
