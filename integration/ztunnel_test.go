@@ -573,13 +573,15 @@ func TestZtunnelKilled(t *testing.T) {
 	client.exchange(t, server.IP4, 7000)
 }
 
-// TestZtunnelAdmin changes a log level and ends the process by its admin port.
+// TestZtunnelAdmin changes a log level and ends the process by its admin port; a
+// connection that outlives the drain time is cut.
 func TestZtunnelAdmin(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
 	client, stranger := f.pod("client", "node-1"), f.outside("stranger")
 	stranger.listen(t, 7000, echo)
-	z := f.ztunnel("node-1", f.agent("node-1", client), nil, "RUST_LOG=ztunnel=warn,ztunnel::access=off", "LOG_FORMAT=json")
+	z := f.ztunnel("node-1", f.agent("node-1", client), nil,
+		"RUST_LOG=ztunnel=warn,ztunnel::access=off", "LOG_FORMAT=json", "CONNECTION_TERMINATION_DEADLINE=100ms")
 	client.exchange(t, stranger.IP4, 7000)
 	if z.logged(`connection complete`) {
 		t.Error("RUST_LOG does not turn the access log off")
@@ -588,8 +590,16 @@ func TestZtunnelAdmin(t *testing.T) {
 	client.exchange(t, stranger.IP4, 7000)
 	z.wantLog(`"scope":"access".*"message":"connection opened"`)
 	z.wantLog(`"message":"connection complete".*"direction":"outbound","bytes_sent":5`)
+	open := client.dial(t, stranger.IP4, 7000)
+	io.WriteString(open, "hello")
+	if _, err := io.ReadFull(open, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
 	z.post("http://127.0.0.1:15000/quitquitquit")
 	<-z.done
+	if _, err := io.Copy(io.Discard, open); err == nil || isTimeout(err) {
+		t.Errorf("the connection that was open at the end: %v, want a reset", err)
+	}
 	if z.err != nil {
 		t.Errorf("the process ended with %v", z.err)
 	}
