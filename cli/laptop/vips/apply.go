@@ -34,6 +34,8 @@ func Apply(ns *netns.NS, r Ruleset) error {
 		hook.Table, hook.Type = table, nftables.ChainTypeNAT
 		translate(c, c.AddChain(hook), r.Services)
 	}
+	ownWayBack(c, c.AddChain(&nftables.Chain{Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}), r.Services)
 	for _, hook := range []*nftables.Chain{
 		{Name: "forward", Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter},
 		{Name: "outgoing", Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter},
@@ -56,6 +58,24 @@ func translate(c *nftables.Conn, chain *nftables.Chain, services []Service) {
 			exprs = append(exprs, matchPort(s.Protocol, s.Addr.Port())...)
 			exprs = append(exprs, oneOf(len(s.Endpoints)-i)...)
 			exprs = append(exprs, dnat(e)...)
+			c.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs})
+		}
+	}
+}
+
+// ownWayBack lets a pod that is its own endpoint reach itself: its packets would
+// come back from its own address, which no host accepts, so they come back from
+// the node's.
+func ownWayBack(c *nftables.Conn, chain *nftables.Chain, services []Service) {
+	seen := map[netip.Addr]bool{}
+	for _, s := range services {
+		for _, e := range s.Endpoints {
+			a := e.Addr()
+			if seen[a] {
+				continue
+			}
+			seen[a] = true
+			exprs := append(matchAddr(a), source(a), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()}, &expr.Masq{})
 			c.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs})
 		}
 	}
@@ -91,6 +111,15 @@ func destination(a netip.Addr) expr.Any {
 	offset := uint32(16)
 	if a.Is6() {
 		offset = 24
+	}
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)}
+}
+
+// source loads the source address, at offset 12 or 8.
+func source(a netip.Addr) expr.Any {
+	offset := uint32(12)
+	if a.Is6() {
+		offset = 8
 	}
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)}
 }

@@ -49,7 +49,8 @@ func TestApply(t *testing.T) {
 	t.Cleanup(func() { f.Close() })
 	client := pod(t, f, 0, "client", fabric.PodAddrs(1, 2))
 	near, far := fabric.PodAddrs(1, 3), fabric.PodAddrs(2, 2)
-	serve(t, pod(t, f, 0, "near", near), near, "near")
+	nearPod := pod(t, f, 0, "near", near)
+	serve(t, nearPod, near, "near")
 	serve(t, pod(t, f, 1, "far", far), far, "far")
 
 	vip := fabric.ServiceAddrs(256)
@@ -68,6 +69,11 @@ func TestApply(t *testing.T) {
 		}
 		if !seen["near"] || !seen["far"] {
 			t.Errorf("%s reached only %v", addr, seen)
+		}
+		for range 20 { // about half of them to itself
+			if _, err := ask(t, nearPod, netip.AddrPortFrom(addr, 80)); err != nil {
+				t.Fatalf("dial %s from one of its own endpoints: %v", addr, err)
+			}
 		}
 		if _, err := ask(t, client, netip.AddrPortFrom(addr, 81)); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("a port that the service does not have: %v, want refused", err)
