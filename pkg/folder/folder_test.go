@@ -268,3 +268,38 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkChange measures one file's change among 10,000, from its renaming into
+// place to the snapshot.
+func BenchmarkChange(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 10_000 {
+		path := fmt.Sprintf("%s/pod-%d.yaml", dir, i)
+		if err := os.WriteFile(path, []byte(strings.ReplaceAll(pod, "cart", fmt.Sprint("pod-", i))), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	snaps, done := make(chan *Snapshot, 16), make(chan error, 1)
+	go func() {
+		done <- NewWatcher(Config{Layers: Layers{Objects: []string{dir}}}).Run(ctx, func(s *Snapshot) { snaps <- s })
+	}()
+	<-snaps
+	for i := 0; b.Loop(); i++ {
+		name := fmt.Sprint("pod-", i%10_000)
+		content := strings.ReplaceAll(pod, "cart", name) + fmt.Sprintf("  hostname: h%d\n", i)
+		if err := os.WriteFile(dir+"/new", []byte(content), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.Rename(dir+"/new", dir+"/"+name+".yaml"); err != nil {
+			b.Fatal(err)
+		}
+		if s := <-snaps; len(s.Changed) != 1 {
+			b.Fatal(s.Changed)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
+}

@@ -59,6 +59,8 @@ func (f *file) compare(o *file) int {
 type scanner struct {
 	roots    []root
 	files    map[string]*file
+	dirs     map[string]bool // folders that were entered
+	bad      map[*file]bool  // files with problems
 	byKey    map[Key][]*file // files that mention the key, in order
 	merged   map[Key]*Object
 	dups     map[Key][]Problem
@@ -69,7 +71,7 @@ type scanner struct {
 }
 
 func newScanner(l Layers) *scanner {
-	s := &scanner{files: map[string]*file{}, byKey: map[Key][]*file{}, merged: map[Key]*Object{},
+	s := &scanner{files: map[string]*file{}, dirs: map[string]bool{}, bad: map[*file]bool{}, byKey: map[Key][]*file{}, merged: map[Key]*Object{},
 		dups: map[Key][]Problem{}, dirty: map[Key]struct{}{}}
 	for i, paths := range [][]string{l.Base, l.Objects, l.Patches} {
 		for _, p := range paths {
@@ -106,6 +108,7 @@ func (s *scanner) walk(r root, path string, seen map[string]bool) {
 			if p != r.path && strings.HasPrefix(d.Name(), ".") {
 				return fs.SkipDir
 			}
+			s.dirs[p] = true
 			if s.visitDir != nil {
 				s.visitDir(p)
 			}
@@ -151,6 +154,10 @@ func (s *scanner) dropBelow(path string) {
 		s.drop(f)
 		return
 	}
+	if !s.dirs[path] {
+		return
+	}
+	delete(s.dirs, path)
 	for p, f := range s.files {
 		if strings.HasPrefix(p, path+string(filepath.Separator)) {
 			s.drop(f)
@@ -205,17 +212,24 @@ func (s *scanner) look(r root, path string) {
 func (s *scanner) load(f *file) {
 	content, err := readBounded(f.path)
 	if err != nil {
-		f.problems = []Problem{{File: f.path, Reason: reason.InvalidValue, Detail: err.Error()}}
-		s.reported = true
+		s.judge(f, []Problem{{File: f.path, Reason: reason.InvalidValue, Detail: err.Error()}})
 		return
 	}
 	objects, problems := Parse(f.path, content)
-	if len(problems) > 0 || len(f.problems) > 0 {
-		s.reported = true
-	}
-	f.problems = problems
+	s.judge(f, problems)
 	if len(problems) == 0 {
 		s.replace(f, objects)
+	}
+}
+
+// judge notes what is wrong with f at present.
+func (s *scanner) judge(f *file, problems []Problem) {
+	s.reported = s.reported || len(problems)+len(f.problems) > 0
+	f.problems = problems
+	if len(problems) > 0 {
+		s.bad[f] = true
+	} else {
+		delete(s.bad, f)
 	}
 }
 
@@ -250,7 +264,7 @@ func (s *scanner) replace(f *file, objects []*Object) {
 }
 
 func (s *scanner) drop(f *file) {
-	s.reported = s.reported || len(f.problems) > 0
+	s.judge(f, nil)
 	s.replace(f, nil)
 	delete(s.files, f.path)
 }
@@ -328,7 +342,7 @@ func (m *merger) apply(out, patch *Object) {
 
 func (s *scanner) problems() []Problem {
 	var out []Problem
-	for _, f := range s.files {
+	for f := range s.bad {
 		out = append(out, f.problems...)
 	}
 	for _, p := range s.dups {
