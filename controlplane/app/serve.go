@@ -25,6 +25,8 @@ const (
 	minPing        = 5 * time.Second
 	pingPeriod     = 30 * time.Second
 	pingTimeout    = 10 * time.Second
+	maxAge         = 30 * time.Minute // then a client comes again, with the token it has by then
+	maxAgeGrace    = 10 * time.Second
 	servingTTL     = 24 * time.Hour
 )
 
@@ -39,7 +41,8 @@ func (a *App) serve(ctx context.Context) error {
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate})),
 		grpc.MaxRecvMsgSize(maxRequestSize), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout,
+			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: maxAgeGrace}),
 	)
 	a.streams.Register(s)
 	a.ca.Register(s)
