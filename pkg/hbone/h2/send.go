@@ -276,6 +276,7 @@ func (s *stream) written(failed bool) {
 // noteDelay measures how long s waited for its turn. c.mu is held.
 func (c *conn) noteDelay(s *stream) {
 	if s.submitted.IsZero() {
+		c.queueing -= c.queueing / 8
 		return
 	}
 	c.queueing += (time.Since(s.submitted) - c.queueing) / 8
