@@ -219,9 +219,6 @@ func decodePrincipal(m *rbacv3.Principal) (rbac.Rule, error) {
 			return nil, fmt.Errorf("filter_state.key: %q is not supported", r.FilterState.GetKey())
 		}
 		return decodeAuthenticated(r.FilterState.GetStringMatch(), "filter_state.string_match")
-	case *rbacv3.Principal_SourceIp: //nolint:staticcheck // means the same as direct_remote_ip here
-		p, err := decodePrefix(r.SourceIp)
-		return rbac.SourceIP{Prefix: p}, at("source_ip", err)
 	case *rbacv3.Principal_DirectRemoteIp:
 		p, err := decodePrefix(r.DirectRemoteIp)
 		return rbac.SourceIP{Prefix: p}, at("direct_remote_ip", err)

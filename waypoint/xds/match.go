@@ -48,16 +48,6 @@ func decodeHeader(m *routev3.HeaderMatcher) (out match.Header, err error) {
 		out.Absent = !s.PresentMatch
 	case *routev3.HeaderMatcher_StringMatch:
 		out.Value, err = decodeString(s.StringMatch)
-	case *routev3.HeaderMatcher_ExactMatch:
-		out.Value = match.String{Kind: match.Exact, Value: s.ExactMatch}
-	case *routev3.HeaderMatcher_PrefixMatch:
-		out.Value = match.String{Kind: match.Prefix, Value: s.PrefixMatch}
-	case *routev3.HeaderMatcher_SuffixMatch:
-		out.Value = match.String{Kind: match.Suffix, Value: s.SuffixMatch}
-	case *routev3.HeaderMatcher_ContainsMatch:
-		out.Value = match.String{Kind: match.Contains, Value: s.ContainsMatch}
-	case *routev3.HeaderMatcher_SafeRegexMatch:
-		out.Value, err = decodeRegex(s.SafeRegexMatch)
 	default:
 		err = fmt.Errorf("%T: not supported", s)
 	}
@@ -81,12 +71,6 @@ func decodePrefix(c *corev3.CidrRange) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, at("address_prefix", err)
 	}
-	bits := addr.BitLen()
-	if c.GetPrefixLen() != nil {
-		bits = int(c.GetPrefixLen().GetValue())
-	} else {
-		bits = 0
-	}
-	p, err := addr.Unmap().Prefix(bits)
+	p, err := addr.Unmap().Prefix(int(c.GetPrefixLen().GetValue()))
 	return p, at("prefix_len", err)
 }

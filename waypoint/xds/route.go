@@ -278,9 +278,6 @@ func decodeSet(list []*corev3.HeaderValueOption) (out []config.HeaderMod, err er
 		case corev3.HeaderValueOption_OVERWRITE_IF_EXISTS:
 			mod.Kind = config.ModIfPresent
 		}
-		if a := o.GetAppend(); a != nil && !a.GetValue() { //nolint:staticcheck // still sent by control planes
-			mod.Kind = config.ModOverwrite
-		}
 		out = append(out, mod)
 	}
 	return out, nil

@@ -9,14 +9,13 @@ import (
 
 // ClientConn writes requests to a server's connection and reads responses.
 type ClientConn struct {
-	in      input
-	out     output
-	body    body
-	fr      framing
-	limits  Limits
-	keep    bool
-	asked   bool // the current request asked for an upgrade
-	reading bool // the first byte of the current response has arrived
+	in     input
+	out    output
+	body   body
+	fr     framing
+	limits Limits
+	keep   bool
+	asked  bool // the current request asked for an upgrade
 }
 
 // NewClientConn returns the codec for a server's connection, which stays the caller's.
