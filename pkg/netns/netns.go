@@ -30,6 +30,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	vns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,11 +54,11 @@ type NS struct {
 
 // Open opens the namespace at path, such as /var/run/netns/x or /proc/7/ns/net.
 func Open(path string) (*NS, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	handle, err := vns.GetFromPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
 	}
-	return fromFD(fd, path)
+	return fromFD(int(handle), path)
 }
 
 // FromFD makes an NS of a descriptor and takes ownership of it, also when it
@@ -102,11 +103,12 @@ func New(path string) (*NS, error) {
 // as long as something holds it: the NS, a socket or a process.
 func NewUnnamed() (*NS, error) {
 	var ns *NS
-	err := onThread(func() (err error) {
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("create network namespace: unshare: %w", err)
+	err := onThread(func() error {
+		handle, err := vns.New()
+		if err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
 		}
-		if ns, err = Current(); err != nil {
+		if ns, err = fromFD(int(handle), "new"); err != nil {
 			return err
 		}
 		if err = loopbackUp(); err != nil {
@@ -224,7 +226,7 @@ func (n *NS) Start(cmd *exec.Cmd) error {
 }
 
 func (n *NS) enter() error {
-	err := n.control(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
+	err := n.control(func(fd int) error { return vns.Set(vns.NsHandle(fd)) })
 	if err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", n.id, err)
 	}
@@ -245,9 +247,7 @@ func (n *NS) control(fn func(fd int) error) error {
 }
 
 // home is the namespace in which the process was started.
-var home = sync.OnceValues(func() (int, error) {
-	return unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-})
+var home = sync.OnceValues(func() (vns.NsHandle, error) { return vns.GetFromPath("/proc/self/ns/net") })
 
 // onThread runs fn on a locked thread that may leave its namespace, and brings
 // the thread home. The goroutine is a fresh one: handing it fn costs less than a
@@ -262,11 +262,11 @@ func onThread(fn func() error) error {
 	return <-done
 }
 
-func runOnThread(fn func() error, back int, done chan<- error) {
+func runOnThread(fn func() error, back vns.NsHandle, done chan<- error) {
 	runtime.LockOSThread()
 	err := errors.New("goroutine ended inside a network namespace")
 	defer func() {
-		if unix.Setns(back, unix.CLONE_NEWNET) == nil {
+		if vns.Set(back) == nil {
 			runtime.UnlockOSThread()
 		}
 		done <- err
