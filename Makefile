@@ -55,7 +55,7 @@ fuzz: have-root have-go ## every fuzz target for FUZZTIME (default 10s)
 
 .PHONY: bench
 bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks
-	$(GO) run ./integration/bench -ztunnel $(BIN)/ztunnel
+	$(GO) run ./integration/bench -ztunnel $(BIN)/ztunnel $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
 
 .PHONY: clean
