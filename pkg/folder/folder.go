@@ -49,6 +49,7 @@ type Snapshot struct {
 	Objects  map[Key]*Object
 	Changed  []Key // added, changed or removed since the previous snapshot, in order
 	Problems []Problem
+	Previous bool // what an earlier run kept (Config.LastGood); the present state follows at once
 }
 
 // Sorted returns the objects in the order of their keys.
@@ -72,7 +73,12 @@ func Load(l Layers) *Snapshot {
 // Config configures a Watcher.
 type Config struct {
 	Layers Layers
-	Log    *slog.Logger // nil = discard
+	// LastGood is a folder for copies of the base layer's files, "" for none. A
+	// file that differs from its copy when Run begins is first given as it was, so
+	// that whoever keeps the last good version of things still has one after a
+	// restart. Copies are made by Keep.
+	LastGood string
+	Log      *slog.Logger // nil = discard
 }
 
 // Watcher follows folders.
@@ -87,8 +93,14 @@ func NewWatcher(c Config) *Watcher {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Watcher{scanner: newScanner(c.Layers), log: log}
+	s := newScanner(c.Layers)
+	s.copies = c.LastGood
+	return &Watcher{scanner: s, log: log}
 }
+
+// Keep copies those of the files read since the last call that are good, for
+// later runs. It must be called from within Run's handle.
+func (w *Watcher) Keep(good func(file string) bool) error { return w.scanner.keep(good) }
 
 // Run reads the folders, calls handle with the first snapshot at once and then
 // with each snapshot that differs, until ctx ends; it then returns nil. Folders

@@ -67,6 +67,9 @@ type scanner struct {
 	dirty    map[Key]struct{} // keys to merge again
 	reported bool             // problems changed since the last merge
 	given    bool             // there was a first snapshot
+	copies   string           // folder of last good copies; "" = none
+	unkept   map[*file][]byte // contents that are not copied yet
+	previous map[*file]bool   // files that stand as an earlier run left them; nil after the first scan
 	visitDir func(string)     // told of every folder that a scan enters; may be nil
 }
 
@@ -215,7 +218,11 @@ func (s *scanner) load(f *file) {
 		s.judge(f, []Problem{{File: f.path, Reason: reason.InvalidValue, Detail: err.Error()}})
 		return
 	}
+	if s.recall(f, content) {
+		return
+	}
 	objects, problems := Parse(f.path, content)
+	s.remember(f, content)
 	s.judge(f, problems)
 	if len(problems) == 0 {
 		s.replace(f, objects)
@@ -266,6 +273,7 @@ func (s *scanner) replace(f *file, objects []*Object) {
 func (s *scanner) drop(f *file) {
 	s.judge(f, nil)
 	s.replace(f, nil)
+	s.forget(f)
 	delete(s.files, f.path)
 }
 

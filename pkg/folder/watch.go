@@ -36,8 +36,17 @@ func (w *Watcher) run(ctx context.Context, handle func(*Snapshot)) error {
 		defer notify.Close()
 	}
 	w.scanner.visitDir = r.watchDir
+	w.scanner.previous = map[*file]bool{}
 	w.scanner.scan()
 	snap, _ := w.scanner.merge()
+	if len(w.scanner.previous) > 0 {
+		snap.Previous = true
+		handle(snap)
+		w.scanner.present()
+		w.scanner.reported = true // there is a present state to tell, even if it equals the former
+		snap, _ = w.scanner.merge()
+	}
+	w.scanner.previous = nil
 	handle(snap)
 	r.loop(ctx, handle)
 	return nil
