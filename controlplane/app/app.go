@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +34,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
+	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/token"
 	authzpb "github.com/culvert-mesh/culvert/pkg/wire/authz"
@@ -122,7 +124,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	a.triggers = prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Changes of the source that were compiled."})
 	a.registry.MustRegister(a.triggers)
 	a.identity = newServing(authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))
-	a.source = file.New(cfg.Layers, logging.Scope(log, "source"))
+	a.source = file.New(cfg.Layers, filepath.Join(cfg.State, "last-good"), logging.Scope(log, "source"))
 	a.model = model.New(cfg.Mesh)
 	a.cache = xds.NewCache()
 	verifier := token.NewVerifier(token.VerifierConfig{JWKS: cfg.TokenKeys})
@@ -182,10 +184,38 @@ func (a *App) update(u source.Update) {
 		updates[i] = xds.Update{Owner: c.Key, Resources: append(workload.Resources(c.Output), waypoint.Resources(c.Output)...)}
 	}
 	a.cache.Apply(updates)
+	if u.Previous {
+		return
+	}
 	a.firstOnce.Do(func() {
 		close(a.first)
 		a.synced()
 		a.log.Info("configuration read", "objects", a.model.Len())
 	})
 	a.board.Updated(u.Problems)
+	a.keep(u.Problems)
+}
+
+// keep lets the source keep the files in which nothing is wrong.
+func (a *App) keep(problems []source.Problem) {
+	k, ok := a.source.(source.Keeper)
+	if !ok {
+		return
+	}
+	bad := sync.OnceValue(func() map[string]bool { return a.badFiles(problems) }) // most changes are not of files to keep
+	if err := k.Keep(func(file string) bool { return !bad()[file] }); err != nil {
+		a.log.Warn("last good state is not kept", "err", err)
+	}
+}
+
+// badFiles returns the files in which something is wrong by itself.
+func (a *App) badFiles(problems []source.Problem) map[string]bool {
+	bad := map[string]bool{}
+	for _, p := range problems {
+		bad[p.File] = bad[p.File] || p.Reason != reason.Unsupported
+	}
+	for _, c := range a.model.Conditions() {
+		bad[c.File] = bad[c.File] || c.Reason == reason.InvalidValue
+	}
+	return bad
 }

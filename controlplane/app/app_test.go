@@ -322,6 +322,41 @@ func TestResume(t *testing.T) {
 	c.next(workloadpb.TypeURL, []string{b}, []string{gone})
 }
 
+// TestLastGoodOutlives: what a mistake would have left in force is in force after
+// a restart as well, whether the mistake is in the YAML, a field or a value.
+func TestLastGoodOutlives(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := newPlane(t, dir)
+	service := "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n"
+	p.write("a.yaml", podYAML("a", "10.0.0.1"))
+	p.write("b.yaml", podYAML("b", "10.0.0.2"))
+	p.write("c.yaml", service)
+	p.write("d.yaml", podYAML("d", "10.0.0.4"))
+	all := func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 4 }
+	p.eventually("all of it", all)
+	p.eventually("copies", func(reports.Report) bool {
+		list, _ := os.ReadDir(dir + "/state/last-good")
+		return len(list) == 4
+	})
+	p.stop()
+	p.write("a.yaml", "kind: [\n")
+	p.write("b.yaml", strings.Replace(podYAML("b", "10.0.0.2"), "nodeName", "nodName", 1))
+	p.write("c.yaml", strings.Replace(service, "port: 80", "port: 70000", 1))
+	p.write("d.yaml", podYAML("e", "10.0.0.5"))
+	for range 2 { // and the restart after that
+		p = newPlane(t, dir)
+		r := p.eventually("all of it again", func(r reports.Report) bool { return all(r) && !r.Updated.IsZero() })
+		if len(r.Problems) != 2 || len(r.Conditions) != 1 {
+			t.Errorf("problems %v, conditions %v", r.Problems, r.Conditions)
+		}
+		c := p.connect(node1)
+		c.subscribe(workloadpb.TypeURL, nil)
+		c.next(workloadpb.TypeURL, []string{"Kubernetes//Pod/shop/a", "Kubernetes//Pod/shop/b", "Kubernetes//Pod/shop/e", "shop/s.shop.svc.cluster.local"}, nil)
+		p.stop()
+	}
+}
+
 func TestNack(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, t.TempDir())

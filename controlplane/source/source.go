@@ -226,6 +226,13 @@ type Update struct {
 	Set      []Object  // new or changed
 	Removed  []Key     // gone
 	Problems []Problem // everything that is wrong at present, not only what is new
+	Previous bool      // what an earlier run held good; the present state follows at once
+}
+
+// Keeper is a Source that can keep what is good for its next run. Keep is called
+// from within Run's handle; good tells whether all of a file is.
+type Keeper interface {
+	Keep(good func(file string) bool) error
 }
 
 // Source yields objects.

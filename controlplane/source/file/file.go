@@ -23,10 +23,15 @@ type Source struct {
 	tracker *tracker
 }
 
-// New returns a Source that reads nothing before Run.
-func New(l folder.Layers, log *slog.Logger) *Source {
-	return &Source{watcher: folder.NewWatcher(folder.Config{Layers: l, Log: log}), tracker: newTracker()}
+// New returns a Source that reads nothing before Run. lastGood is a folder for
+// copies of good files, so that the last good version of an object outlives this
+// process; "" = none.
+func New(l folder.Layers, lastGood string, log *slog.Logger) *Source {
+	return &Source{watcher: folder.NewWatcher(folder.Config{Layers: l, LastGood: lastGood, Log: log}), tracker: newTracker()}
 }
+
+// Keep implements source.Keeper.
+func (s *Source) Keep(good func(file string) bool) error { return s.watcher.Keep(good) }
 
 // Run implements source.Source.
 func (s *Source) Run(ctx context.Context, handle func(source.Update)) error {
@@ -48,7 +53,7 @@ func newTracker() *tracker {
 }
 
 func (t *tracker) update(snap *folder.Snapshot) source.Update {
-	var u source.Update
+	u := source.Update{Previous: snap.Previous}
 	for _, k := range snap.Changed {
 		o, ok := snap.Objects[k]
 		if !ok {

@@ -35,7 +35,7 @@ func TestObjectByObject(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	updates, done := make(chan source.Update, 16), make(chan error, 1)
 	go func() {
-		done <- New(folder.Layers{Base: []string{dir}}, nil).Run(ctx, func(u source.Update) { updates <- u })
+		done <- New(folder.Layers{Base: []string{dir}}, "", nil).Run(ctx, func(u source.Update) { updates <- u })
 	}()
 	t.Cleanup(func() {
 		cancel()
