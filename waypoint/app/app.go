@@ -242,6 +242,7 @@ func (a *App) addParts(g *run.Group) {
 	g.Add("certificate", a.awaitCertificate)
 	g.Add("tunnels", a.tunnels.Run)
 	g.Add("connections", a.pool.Run)
+	g.Add("policy", a.proxy.Recheck)
 	g.Add("request series", a.requests.Run)
 	g.Add("tcp series", a.tcp.Run)
 	g.Add("admin", a.adminServer().Run)

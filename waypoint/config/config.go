@@ -12,6 +12,7 @@ package config
 
 import (
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -162,12 +163,17 @@ func (s *Snapshot) LookupHost(host string, port uint16) *Destination {
 }
 
 // Store holds the present snapshot. It is safe for concurrent use.
-type Store struct{ p atomic.Pointer[Snapshot] }
+type Store struct {
+	p atomic.Pointer[Snapshot]
+
+	mu      sync.Mutex
+	changed chan struct{}
+}
 
 // NewStore returns a store with an empty snapshot.
 func NewStore() *Store {
-	s := new(Store)
-	s.Publish(NewSnapshot(nil, nil, nil))
+	s := &Store{changed: make(chan struct{})}
+	s.p.Store(NewSnapshot(nil, nil, nil))
 	return s
 }
 
@@ -175,4 +181,17 @@ func NewStore() *Store {
 func (s *Store) Load() *Snapshot { return s.p.Load() }
 
 // Publish replaces the snapshot.
-func (s *Store) Publish(snap *Snapshot) { s.p.Store(snap) }
+func (s *Store) Publish(snap *Snapshot) {
+	s.p.Store(snap)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Changed returns a channel that is closed at the next Publish.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}

@@ -58,9 +58,26 @@ func (m *String) Match(s []byte) bool {
 	return true
 }
 
+// matchFold compares without regard to case, of ASCII letters.
 func (m *String) matchFold(s []byte) bool {
-	folded := String{Kind: m.Kind, Value: strings.ToLower(m.Value)}
-	return folded.Match(bytes.ToLower(s))
+	value := strings.ToLower(m.Value)
+	n := len(s) - len(value)
+	switch {
+	case n < 0:
+		return false
+	case m.Kind == Exact:
+		return n == 0 && http.EqualFoldString(s, value)
+	case m.Kind == Prefix:
+		return http.EqualFoldString(s[:len(value)], value)
+	case m.Kind == Suffix:
+		return http.EqualFoldString(s[n:], value)
+	}
+	for ; n >= 0; n-- {
+		if http.EqualFoldString(s[n:n+len(value)], value) {
+			return true
+		}
+	}
+	return false
 }
 
 // Header compares a field, or a pseudo field such as ":method". Several fields

@@ -64,12 +64,15 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
+	conns    map[*connection]struct{} // TCP, while they relay
 }
 
 var _ listener.Handler = (*Proxy)(nil)
 
 // New returns a proxy.
-func New(cfg Config) *Proxy { return &Proxy{cfg: cfg, sessions: make(map[*session]struct{})} }
+func New(cfg Config) *Proxy {
+	return &Proxy{cfg: cfg, sessions: make(map[*session]struct{}), conns: make(map[*connection]struct{})}
+}
 
 // Drain makes every response say that its connection ends, and ends the
 // connections that rest between two requests.

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"maps"
 	stdhttp "net/http"
+	"slices"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/accesslog"
@@ -26,6 +28,7 @@ type connection struct {
 	endpoint *cluster.Endpoint
 	n        relay.Counters // Sent: to the endpoint
 	series   *metrics.Conn
+	cancel   context.CancelCauseFunc // ends the relay
 }
 
 // OfferTCP implements listener.Handler: the client's CONNECT is accepted once
@@ -91,8 +94,7 @@ func (c *connection) open(ctx context.Context) (stream.Stream, error) {
 		return nil, reason.New(reason.UnservedAddress, "serve connection", c.name, nil)
 	}
 	c.dest = dest
-	x := filter.Exchange{Source: c.caller.Source, Identity: c.caller.Identity, Destination: c.caller.Destination}
-	if err := dest.NetworkFilters.Connection(&x); err != nil {
+	if err := c.authorize(dest); err != nil {
 		return nil, err
 	}
 	var tried []*cluster.Endpoint
@@ -112,10 +114,59 @@ func (c *connection) open(ctx context.Context) (stream.Stream, error) {
 	}
 }
 
+func (c *connection) authorize(dest *config.Destination) error {
+	x := filter.Exchange{Source: c.caller.Source, Identity: c.caller.Identity, Destination: c.caller.Destination}
+	return dest.NetworkFilters.Connection(&x)
+}
+
+// recheck ends the connection if the destination's present policy refuses it.
+func (c *connection) recheck() {
+	if _, dest := c.p.lookup(c.name); dest != nil {
+		if err := c.authorize(dest); err != nil {
+			c.cancel(reason.New(reason.PolicyChanged, "recheck connection", c.caller.Source.String(), err))
+		}
+	}
+}
+
+// Recheck applies every change of policy to the TCP connections that are open,
+// until ctx ends. Requests are authorized one by one anyway.
+func (p *Proxy) Recheck(ctx context.Context) error {
+	for {
+		changed := p.cfg.Store.Changed()
+		p.mu.Lock()
+		open := slices.Collect(maps.Keys(p.conns))
+		p.mu.Unlock()
+		for _, c := range open {
+			c.recheck()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// track makes c known to Recheck until the returned function is called.
+func (p *Proxy) track(c *connection) (forget func()) {
+	p.mu.Lock()
+	p.conns[c] = struct{}{}
+	p.mu.Unlock()
+	c.recheck() // the policy may have changed since the connection was authorized
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.conns, c)
+	}
+}
+
 // relay moves bytes until both directions have ended, and records.
 func (c *connection) relay(ctx context.Context, client, endpoint stream.Stream) {
 	c.endpoint.Begin()
 	defer c.endpoint.End()
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	defer c.cancel(nil)
+	defer c.p.track(c)()
 	if m := c.p.cfg.TCP; m != nil {
 		c.series = m.Series(c.p.flow(c.caller, c.dest, c.endpoint)).Open(&c.n.Sent, &c.n.Received)
 	}

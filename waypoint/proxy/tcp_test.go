@@ -138,6 +138,34 @@ func TestTCPDenied(t *testing.T) {
 	}
 }
 
+func TestPolicyChangeEndsConnections(t *testing.T) {
+	leakCheck(t)
+	w := newWorld(t, options{protocol: config.TCP})
+	w.pod("cart-1", "10.244.0.9", tcpOrigin(t, echo))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.proxy.Recheck(ctx) }()
+	c := w.dialVIP(t)
+	fmt.Fprint(c, "hello")
+	var b [5]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		t.Fatal(err)
+	}
+	deny := rbac.New(rbac.Config{Rules: &rbac.Rules{Action: rbac.Deny, Policies: []rbac.Policy{
+		{Name: "shop/nobody", Permissions: []rbac.Rule{rbac.Any{}}, Principals: []rbac.Rule{rbac.Any{}}}}}})
+	w.configure(options{protocol: config.TCP, net: filter.Network{deny}})
+	_, _ = io.Copy(io.Discard, c) // ends only when the connection does
+	await(t, "the connection's line", func() bool {
+		w.log.mu.Lock()
+		defer w.log.mu.Unlock()
+		return len(w.log.conns) == 1 && reason.Of(w.log.conns[0].Err) == reason.PolicyChanged
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // wantStatus expects a CONNECT to be refused.
 func wantStatus(t *testing.T, w *world, authority string, status int) {
 	t.Helper()
