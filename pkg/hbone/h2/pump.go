@@ -51,7 +51,7 @@ func (s *stream) Pump(ctx context.Context, conn *net.TCPConn, n *hbone.Counters)
 	}
 	s.attach(k)
 	err = p.run()
-	if reset(err) {
+	if socketReset(err) {
 		s.dropInput(err)
 	}
 	<-k.done
@@ -126,8 +126,8 @@ func (s *stream) verdict(out, in error) error {
 	return nil
 }
 
-// reset reports whether err says that the socket is gone in both directions.
-func reset(err error) bool {
+// socketReset reports whether err says that the socket is gone in both directions.
+func socketReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 

@@ -110,10 +110,7 @@ func (c *conn) stream(id uint32) *stream {
 func (c *conn) unknown(id uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.client {
-		return id%2 == 0 || id >= c.nextID
-	}
-	return id%2 == 0 || id > c.seenID
+	return c.neverOpened(id)
 }
 
 // noteNewest counts a stream as opened, at a server.
