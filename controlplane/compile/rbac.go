@@ -93,9 +93,9 @@ func (t *l7) lose(field string, values ...[]string) {
 	}
 	t.lost = true
 	if t.policy.Spec.GetAction() == security.AuthorizationPolicy_DENY {
-		t.say(field, "not supported by waypoints; the rule denies without regard to it, so more is denied")
+		t.say(field, "waypoints cannot check it; the rule denies without regard to it, so more is denied")
 	} else {
-		t.say(field, "not supported by waypoints; the rule is left out, so less is allowed")
+		t.say(field, "waypoints cannot check it; the rule is left out, so less is allowed")
 	}
 }
 
