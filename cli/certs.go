@@ -14,7 +14,7 @@ import (
 
 func certsCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "certs", Short: "Show the identities that each node's ztunnel holds certificates for", Args: cobra.NoArgs}
-	name, out := nameFlag(c), outputFlag(c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {

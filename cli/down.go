@@ -18,7 +18,7 @@ const downPatience = 20 * time.Second
 
 func downCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "down", Short: "Stop a mesh and remove everything that it made", Args: cobra.NoArgs}
-	name := nameFlag(c)
+	name := nameFlag(e, c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {

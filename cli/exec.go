@@ -23,7 +23,7 @@ means one of its pods. The pod finds this program as "culvert".`,
 		Example: "  culvert exec frontend -- culvert fetch http://cart/",
 		Args:    cobra.MinimumNArgs(2),
 	}
-	name := nameFlag(c)
+	name := nameFlag(e, c)
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		command := args[1:]

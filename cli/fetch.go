@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,7 @@ Status 1 when anything failed: no answer, or an HTTP status from 400.`,
 	f.StringVarP(&o.Body, "data", "d", "", "body of the request")
 	f.StringArrayVarP(&headers, "header", "H", nil, "header \"Name: value\" (repeatable)")
 	f.BoolVarP(&include, "include", "i", false, "show status and headers of a single answer")
+	touch := f.String("touch", "", "make this file when the first answer has come")
 	size := f.String("bytes", "", "tcp: exchange so many bytes in one go, such as 64MiB")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		o.URL = args[0]
@@ -54,6 +56,9 @@ Status 1 when anything failed: no answer, or an HTTP status from 400.`,
 			if o.Bytes, err = parseBytes(*size); err != nil {
 				return err
 			}
+		}
+		if *touch != "" {
+			o.Started = func() { err = os.WriteFile(*touch, nil, 0o644) }
 		}
 		res, err := fetch.Do(c.Context(), o)
 		if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,15 +11,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/cli/laptop/pod"
 )
 
 // defaultName is the mesh that verbs mean when --name is not given.
 const defaultName = "default"
 
-// nameFlag adds --name.
-func nameFlag(c *cobra.Command) *string {
-	return c.Flags().String("name", defaultName, "which mesh of this machine")
+// nameFlag adds --name, whose default $CULVERT_NAME can change.
+func nameFlag(e *env, c *cobra.Command) *string {
+	return c.Flags().String("name", meshName(e), "which mesh of this machine")
 }
+
+func meshName(e *env) string { return cmp.Or(pod.Getenv(e.environ, "CULVERT_NAME"), defaultName) }
 
 // output is the -o flag of reading verbs.
 type output struct{ format string }

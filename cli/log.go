@@ -29,7 +29,7 @@ func logCommand(e *env) *cobra.Command {
 		Short: "Show who talked to whom: the access log of all proxies, merged",
 		Args:  cobra.NoArgs,
 	}
-	name, out := nameFlag(c), outputFlag(c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	var f logFilter
 	var follow bool
 	var last int

@@ -14,7 +14,7 @@ import (
 
 func psCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "ps", Short: "Show nodes, pods, services and components", Args: cobra.NoArgs}
-	name, out := nameFlag(c), outputFlag(c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {

@@ -22,7 +22,7 @@ TARGET is one of
   controlplane               stopped and started`,
 		Args: cobra.MinimumNArgs(1),
 	}
-	name, out := nameFlag(c), outputFlag(c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {

@@ -17,7 +17,7 @@ func statusCommand(e *env) *cobra.Command {
 		Short: "Is the configuration accepted, are the components healthy? Status 1 when not",
 		Args:  cobra.NoArgs,
 	}
-	name, out := nameFlag(c), outputFlag(c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {

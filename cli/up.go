@@ -49,7 +49,7 @@ Ctrl-C, culvert down, or the end of this process remove everything that it made.
 	}
 	var o upOptions
 	f := c.Flags()
-	f.StringVar(&o.name, "name", defaultName, "name of the mesh; several may run at once")
+	f.StringVar(&o.name, "name", meshName(e), "name of the mesh; several may run at once")
 	f.IntVar(&o.nodes, "nodes", 2, "how many nodes")
 	f.StringArrayVar(&o.ztunnels, "ztunnel", nil, "NODE=PATH: run that program as the node's ztunnel (repeatable)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return when the mesh is ready, and leave it running")
@@ -160,6 +160,9 @@ func detach(ctx context.Context, e *env, o upOptions, folders []string) error {
 		if folders[i], err = filepath.Abs(folders[i]); err != nil {
 			return err
 		}
+	}
+	if err := client.Dir().Free(); err != nil {
+		return err
 	}
 	d, err := startDaemon(o, folders)
 	if err != nil {

@@ -170,9 +170,6 @@ func (m *Mesh) Run(ctx context.Context) (err error) {
 	}
 	held, err := m.dir.acquire()
 	if err != nil {
-		if errors.Is(err, ErrRunning) {
-			return WithHint(err, "stop it with: culvert down --name %s, or give this one another --name", m.cfg.Name)
-		}
 		return err
 	}
 	defer func() {

@@ -119,7 +119,9 @@ var ErrRunning = errors.New("is running already")
 func (d Dir) taken(f *os.File) error {
 	var o owner
 	_ = json.NewDecoder(f).Decode(&o)
-	return fmt.Errorf("mesh %q %w (process %d)", filepath.Base(string(d)), ErrRunning, o.PID)
+	name := filepath.Base(string(d))
+	return WithHint(fmt.Errorf("mesh %q %w (process %d)", name, ErrRunning, o.PID),
+		"stop it with: culvert down --name %s, or give this one another --name", name)
 }
 
 // release gives the lock back and removes its file.
@@ -127,17 +129,22 @@ func (l *lock) release(d Dir) error {
 	return errors.Join(os.Remove(d.lockPath()), l.f.Close())
 }
 
-// Running reports whether a process holds the mesh's lock.
-func (d Dir) Running() bool {
+// Free returns an error when a mesh of that name runs.
+func (d Dir) Free() error {
 	f, err := os.Open(d.lockPath())
 	if err != nil {
-		return false
+		return nil
 	}
 	defer f.Close()
 	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil {
-		return true
+		return d.taken(f)
 	}
-	return false
+	return nil
+}
+
+// Running reports whether a process holds the mesh's lock.
+func (d Dir) Running() bool {
+	return d.Free() != nil
 }
 
 // Names returns the names of the meshes that have state on this machine.
