@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,6 +99,7 @@ type App struct {
 	tcp      *metrics.TCP
 	proxy    *proxy.Proxy
 	server   *h2.Server
+	rejected atomic.Bool // some resource was, ever
 
 	quit     context.CancelFunc
 	quitting context.Context // ends when an administrator asks for it
@@ -278,11 +280,7 @@ func (a *App) serve(ctx, stop context.Context) error {
 	serving, cancel := context.WithCancel(stop)
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	select {
-	case <-a.xds.FirstSnapshot():
-		a.gates.learned()
-		a.log.Info("configuration is complete")
-	case <-serving.Done():
+	if !a.awaitConfiguration(serving) {
 		return nil
 	}
 	ln, err := listenShared(serving, "tcp", net.JoinHostPort(netip.IPv6Unspecified().String(), fmt.Sprint(a.cfg.Ports.HBONE)))
@@ -293,6 +291,33 @@ func (a *App) serve(ctx, stop context.Context) error {
 	err = a.server.Serve(serving, ln)
 	a.drain(ctx)
 	return err
+}
+
+// quiet is how long the control plane must have said nothing more for a first
+// configuration with rejected resources to count as all there is.
+const quiet = time.Second
+
+// awaitConfiguration waits for the first configuration; false means that ctx
+// ended. A resource that was rejected must not keep all others from being served.
+func (a *App) awaitConfiguration(ctx context.Context) bool {
+	tick := time.NewTicker(quiet / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-a.xds.FirstSnapshot():
+			a.log.Info("configuration is complete")
+			a.gates.learned()
+			return true
+		case <-tick.C:
+			if a.rejected.Load() && time.Since(a.xds.LastContact()) > quiet {
+				a.log.Warn("configuration is complete but for rejected resources")
+				a.gates.learned()
+				return true
+			}
+		}
+	}
 }
 
 // drain lets requests end: clients were told to go away by Serve's end already.

@@ -210,7 +210,8 @@ func teach(s *xdstest.Server, origin netip.AddrPort) {
 		Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"culvert": {Fields: map[string]*structpb.Value{
 			"namespace": structpb.NewStringValue("shop"), "hostname": structpb.NewStringValue("cart"), "port": structpb.NewNumberValue(80)}}}},
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}})
-	s.Set(waypointxds.RouteTypeURL, "unused", "1", emptyRoutes())
+	bad := &routev3.RouteConfiguration{Name: "bad", InternalOnlyHeaders: []string{"x"}} // not implemented: must not keep the rest away
+	s.Set(waypointxds.RouteTypeURL, "bad", "1", bad)
 	s.Set(workload.TypeURL, "shop/cart", "1", &workload.Address{Type: &workload.Address_Service{Service: workload.FromService(&mesh.Service{
 		Name: "cart", Namespace: "shop", Hostname: "cart", VIPs: []mesh.NetAddr{{Addr: vip}}, Ports: []mesh.Port{{Service: 80, Target: origin.Port()}}})}})
 	s.Set(workload.TypeURL, "pod", "1", &workload.Address{Type: &workload.Address_Workload{Workload: workload.FromWorkload(&mesh.Workload{
@@ -257,5 +258,3 @@ func (c *conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Stream.R
 func (c *conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
-
-func emptyRoutes() *routev3.RouteConfiguration { return &routev3.RouteConfiguration{Name: "unused"} }

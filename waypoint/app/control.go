@@ -69,15 +69,31 @@ func (a *App) buildXDS() (err error) {
 		NodeMetadata: nodeMetadata(c),
 		Token:        a.token,
 		ClusterID:    string(c.Cluster),
-		Types: append([]xds.Subscription{{TypeURL: workload.TypeURL, Wildcard: true, Handle: a.applyAddresses}},
-			a.decoder.Subscriptions()...),
-		Log:     logging.Scope(a.log, "xds"),
-		Metrics: newXDSMetrics(a.registry),
+		Types:        a.subscriptions(),
+		Log:          logging.Scope(a.log, "xds"),
+		Metrics:      newXDSMetrics(a.registry),
 	})
 	if err != nil {
 		return fmt.Errorf("XDS_ADDRESS: %w", err)
 	}
 	return nil
+}
+
+// subscriptions are the types in the order in which they are asked for; each
+// notes whether something was rejected.
+func (a *App) subscriptions() []xds.Subscription {
+	types := append([]xds.Subscription{{TypeURL: workload.TypeURL, Wildcard: true, Handle: a.applyAddresses}}, a.decoder.Subscriptions()...)
+	for i := range types {
+		handle := types[i].Handle
+		types[i].Handle = func(added []xds.Resource, removed []string) []xds.Rejected {
+			rejected := handle(added, removed)
+			if len(rejected) > 0 {
+				a.rejected.Store(true)
+			}
+			return rejected
+		}
+	}
+	return types
 }
 
 // nodeMetadata introduces the waypoint and tells what it implements.
