@@ -51,29 +51,45 @@ func Server(ctx context.Context, c *net.TCPConn, cfg *tls.Config) (*Conn, error)
 // ClientOver is Client over any connection: another tunnel's stream, or a test's
 // pipe. A waiting reader holds a buffer unless c has a SyscallConn.
 func ClientOver(ctx context.Context, c net.Conn, cfg *tls.Config) (*Conn, error) {
-	return handshake(ctx, c, cfg, tls.Client)
+	return handshake(ctx, c, cfg, tls.Client, false)
 }
 
 // ServerOver is Server over any connection. See ClientOver.
 func ServerOver(ctx context.Context, c net.Conn, cfg *tls.Config) (*Conn, error) {
-	return handshake(ctx, c, cfg, tls.Server)
+	return handshake(ctx, c, cfg, tls.Server, true)
 }
 
-func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) (*Conn, error) {
+func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn, server bool) (*Conn, error) {
 	cfg = cfg.Clone()
 	cfg.DynamicRecordSizingDisabled = true // a tunnel carries bulk; small first records only cost
 	cfg.SessionTicketsDisabled = true      // every connection is a full handshake (HBONE)
 	t := newTransport(c)
 	conn := &Conn{tls: side(t, cfg), t: t}
 	if err := conn.tls.HandshakeContext(ctx); err != nil {
-		c.Close()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
+		} else if server {
+			lastWords(c)
 		}
+		_ = c.Close()
 		return nil, err
 	}
 	t.blocking = false
 	return conn, nil
+}
+
+// linger is how long lastWords waits for the client to close.
+const linger = time.Second
+
+// lastWords lets the alert that says why a handshake failed reach the client:
+// in TLS 1.3 the client may have sent data by then, and closing a socket with
+// unread data sends a reset that overtakes the alert.
+func lastWords(c net.Conn) {
+	half, ok := c.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(linger)) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(c, 1<<20))
 }
 
 // Wait blocks until ReadBatch has something to return without waiting: a whole

@@ -190,8 +190,7 @@ func (c *conn) writeBatch() {
 		err = c.t.CloseWrite()
 	}
 	if err != nil {
-		c.fail(c.lost(err))
-		c.cut()
+		c.writeFailed(err)
 	} else if over {
 		time.AfterFunc(linger, c.cut)
 	}
@@ -205,6 +204,19 @@ func (c *conn) writeBatch() {
 		c.spare = ctl
 	}
 	c.ended = c.ended || over || err != nil
+}
+
+// writeFailed ends a connection that cannot be written. A peer that hangs up on a
+// greeting has probably said why, which the reader is about to find.
+func (c *conn) writeFailed(err error) {
+	c.mu.Lock()
+	greeting := c.client && !c.peerSet
+	c.mu.Unlock()
+	if greeting {
+		time.AfterFunc(linger, func() { c.kill(c.lost(err)) })
+		return
+	}
+	c.kill(c.lost(err))
 }
 
 // take moves up to a quantum of s's block into the batch. c.mu is held.
