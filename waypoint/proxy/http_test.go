@@ -521,3 +521,52 @@ func TestHeaderChangesAndRewrite(t *testing.T) {
 		t.Errorf("%q %v", got, resp.Header)
 	}
 }
+
+func TestDrainEndsIdleConnections(t *testing.T) {
+	leakCheck(t)
+	w := newWorld(t, options{})
+	w.origin(func(rw stdhttp.ResponseWriter, r *stdhttp.Request) {})
+	c := w.dialVIP(t)
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	br := bufio.NewReader(c)
+	resp, err := stdhttp.ReadResponse(br, nil)
+	readAll(t, resp, err)
+	if resp.Close {
+		t.Error("closed before the drain")
+	}
+	w.proxy.Drain()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := br.ReadByte()
+		c.Close()
+		ended <- err
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := w.proxy.Idle(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != io.EOF {
+		t.Errorf("the client sees %v", err)
+	}
+}
+
+func TestSlowReaderHoldsNobodyElse(t *testing.T) {
+	leakCheck(t)
+	w := newWorld(t, options{})
+	w.origin(func(rw stdhttp.ResponseWriter, r *stdhttp.Request) {
+		if r.URL.Path == "/big" {
+			_, _ = io.Copy(rw, &endless{n: 64 << 20})
+			return
+		}
+		fmt.Fprint(rw, "quick")
+	})
+	slow := w.dialVIP(t)
+	fmt.Fprint(slow, "GET /big HTTP/1.1\r\nHost: a\r\n\r\n") // and never reads
+	for range 50 {
+		resp, err := w.http().Get("http://cart/")
+		if got := readAll(t, resp, err); got != "quick" {
+			t.Fatal(got)
+		}
+	}
+}
