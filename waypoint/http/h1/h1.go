@@ -31,7 +31,7 @@ type Limits struct {
 	Fields    int // number of fields; 431 beyond
 }
 
-// DefaultLimits are those of upstream's waypoint.
+// defaultLimits are those of upstream's waypoint.
 var defaultLimits = Limits{HeadBytes: 60 << 10, Fields: 100}
 
 func (l Limits) orDefault() Limits {
