@@ -24,15 +24,11 @@ means one of its pods. The pod finds this program as "culvert".`,
 		Args:    cobra.MinimumNArgs(2),
 	}
 	name := nameFlag(e, c)
-	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if c.ArgsLenAtDash() != 1 {
+			return laptop.WithHint(fmt.Errorf("exec wants one pod, then --, then a command"), "culvert exec POD -- CMD")
+		}
 		command := args[1:]
-		if command[0] == "--" {
-			command = command[1:]
-		}
-		if len(command) == 0 {
-			return laptop.WithHint(fmt.Errorf("no command"), "culvert exec POD -- CMD")
-		}
 		client, err := laptop.NewClient(*name)
 		if err != nil {
 			return err

@@ -237,11 +237,15 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 var ErrNotRunning = errors.New("is not running")
 
 func (c *Client) explain(err error) error {
-	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-		return err
+	gone := false
+	for _, e := range []error{fs.ErrNotExist, syscall.ECONNREFUSED, syscall.ECONNRESET, io.EOF} {
+		gone = gone || errors.Is(err, e)
 	}
-	if errors.Is(err, fs.ErrPermission) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return WithHint(err, "run it with sudo")
+	case !gone:
+		return err
 	}
 	hint := "start one with: culvert up FOLDER"
 	if names := Names(); len(names) > 0 {

@@ -26,7 +26,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -311,15 +310,6 @@ func (m *Mesh) do(ctx context.Context, fn func()) error {
 	}
 }
 
-// unitNames returns the components' names in order.
-func (m *Mesh) unitNames() []string {
-	var names []string
-	for _, u := range m.units {
-		names = append(names, u.Status().Name)
-	}
-	return names
-}
-
 func (m *Mesh) unit(name string) *supervise.Unit {
 	for _, u := range m.units {
 		if u.Status().Name == name {
@@ -328,6 +318,3 @@ func (m *Mesh) unit(name string) *supervise.Unit {
 	}
 	return nil
 }
-
-// sortedKeys returns a map's keys in order.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

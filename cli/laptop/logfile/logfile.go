@@ -141,7 +141,7 @@ func Follow(ctx context.Context, path string, line func([]byte)) error {
 		if turned(f, path) {
 			next, err := os.Open(path)
 			if err == nil {
-				rest, _ = drain(f, offset, rest, line)
+				drain(f, offset, rest, line) // what was written before the change
 				f.Close()
 				f, offset, rest = next, 0, nil
 				continue
