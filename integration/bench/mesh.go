@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -103,12 +102,11 @@ func (p *path) run(ctx context.Context, args ...string) ([]byte, error) {
 // state is the part of `culvert ps -o json` that we read.
 type state struct {
 	Pods []struct {
-		Namespace string `json:"namespace"`
-		Name      string `json:"name"`
-		IP        string `json:"ip"`
+		Name      string   `json:"name"`
+		Addresses []string `json:"addresses"`
 	} `json:"pods"`
 	Components []struct {
-		Kind string `json:"kind"`
+		Name string `json:"name"`
 		PID  int    `json:"pid"`
 	} `json:"components"`
 }
@@ -127,8 +125,8 @@ func (p *path) ps(ctx context.Context) (state, error) {
 
 func (s state) podIP(name string) (string, error) {
 	for _, pod := range s.Pods {
-		if pod.Name == name && pod.IP != "" {
-			return pod.IP, nil
+		if pod.Name == name && len(pod.Addresses) > 0 {
+			return pod.Addresses[0], nil
 		}
 	}
 	return "", fmt.Errorf("culvert ps: no pod %q with an address", name)
@@ -140,7 +138,7 @@ func (p *path) findProxies(ctx context.Context) error {
 		return err
 	}
 	for _, c := range s.Components {
-		if c.Kind == "ztunnel" {
+		if strings.HasPrefix(c.Name, "ztunnel-") {
 			p.proxies = append(p.proxies, c.PID)
 		}
 	}
@@ -174,8 +172,14 @@ func (p *path) startRelays(ctx context.Context) error {
 	return nil
 }
 
+// startRelay runs a relay that lives until its standard input ends.
 func (p *path) startRelay(ctx context.Context, pod, listen, to string) error {
-	cmd := p.inPod(ctx, pod, "relay", "-listen", listen, "-to", to)
+	args := []string{"relay", "-listen", listen, "-to", to}
+	cmd := p.inPod(ctx, pod, args...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -183,16 +187,16 @@ func (p *path) startRelay(ctx context.Context, pod, listen, to string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("relay in %s: %w", pod, err)
+	p.stop = append(p.stop, func() { stdin.Close(); cmd.Wait() })
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != listening {
+		return errors.Join(fmt.Errorf("relay in %s said %q", pod, line), err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	// A pod's processes have numbers of their own; we need the one out here.
+	pid, err := findProcess(append([]string{p.self}, args...))
 	if err != nil {
 		return fmt.Errorf("relay in %s: %w", pod, err)
 	}
 	p.proxies = append(p.proxies, pid)
-	p.stop = append(p.stop, func() { syscall.Kill(pid, syscall.SIGTERM); cmd.Wait() })
 	return nil
 }
 

@@ -46,3 +46,22 @@ func residentBytes(pid int) (uint64, error) {
 	}
 	return 0, fmt.Errorf("/proc/%d/status: no VmRSS", pid)
 }
+
+// findProcess returns the process that was started with exactly these arguments.
+func findProcess(args []string) (int, error) {
+	want := strings.Join(args, "\x00") + "\x00"
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if cmdline, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && string(cmdline) == want {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("no process was started as %q", strings.Join(args, " "))
+}

@@ -10,9 +10,13 @@ import (
 	"time"
 )
 
+// listening is what a relay prints before it accepts.
+const listening = "listening\n"
+
 // relayMain is one hop of the yardstick: it connects every accepted connection to
 // a fixed address and lets the kernel splice both ways. No TLS, no policy, no
-// multiplexing: what any two-hop proxy on this machine could reach at best.
+// multiplexing: what any two-hop proxy on this machine could reach at best. It ends
+// with its standard input.
 func relayMain(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("relay", flag.ContinueOnError)
 	listen := f.String("listen", "", "address to listen on")
@@ -23,7 +27,13 @@ func relayMain(ctx context.Context, args []string) error {
 	if *listen == "" || *to == "" {
 		return fmt.Errorf("relay: -listen and -to are required")
 	}
-	fmt.Println(os.Getpid()) // for whoever measures us
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		io.Copy(io.Discard, os.Stdin)
+	}()
+	fmt.Print(listening)
 	return serve(ctx, *listen, func(c *net.TCPConn) { relayConn(ctx, c, *to) })
 }
 
