@@ -15,9 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// initPipe is the descriptor on which pod-init tells its starter what went wrong.
+// It closes when the command is executed: the end of an empty pipe is success.
+const initPipe = 3
+
 // Init is what process 1 of a pod does before it becomes the container's
 // command. It returns only with an error.
 func Init(args, environ []string) error {
+	unix.CloseOnExec(initPipe)
+	err := become(args, environ)
+	_, _ = unix.Write(initPipe, []byte(err.Error()))
+	return err
+}
+
+func become(args, environ []string) error {
 	fs := flag.NewFlagSet("pod-init", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	hostname := fs.String("hostname", "", "host name of the pod")
@@ -73,7 +84,7 @@ func dropMounts(dir string) error {
 		return err
 	}
 	for _, p := range points {
-		if err := unix.Unmount(p, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		if err := unix.Unmount(p, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", p, err)
 		}
 	}

@@ -49,9 +49,15 @@ type Process struct {
 	err  error
 }
 
-// Start starts the process. It returns as soon as pod-init runs; that the
-// command itself cannot be executed is a status of 127 and a line in Output.
+// Start starts the process. It returns when the command runs, with everything
+// mounted, or with the error that kept it from running.
 func Start(s Spec) (*Process, error) {
+	told, tell, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer told.Close()
+	defer tell.Close()
 	args := []string{"component", "pod-init", "--hostname", s.Hostname, "--etc", s.Etc, "--hide", s.Hide, "--"}
 	cmd := exec.Command(s.Self, append(args, s.Command...)...)
 	cmd.Env = s.Env
@@ -60,7 +66,8 @@ func Start(s Spec) (*Process, error) {
 		cmd.Dir = "/"
 	}
 	cmd.Stdout, cmd.Stderr = s.Output, s.Output
-	cmd.WaitDelay = time.Second // a descendant that outlived process 1 cannot hold the pipe for ever
+	cmd.ExtraFiles = []*os.File{tell} // initPipe
+	cmd.WaitDelay = time.Second       // a descendant that outlived process 1 cannot hold the pipe for ever
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS,
 		Setpgid:    true,
@@ -70,6 +77,11 @@ func Start(s Spec) (*Process, error) {
 	}
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	go p.wait()
+	tell.Close()
+	if failure, _ := io.ReadAll(told); len(failure) > 0 {
+		<-p.done
+		return nil, fmt.Errorf("start pod %s: %s", s.Hostname, failure)
+	}
 	return p, nil
 }
 
