@@ -224,7 +224,7 @@ const daemonLog = "CULVERT_UP_LOG"
 // with the last lines that it printed, and on ctx it is stopped.
 func (d *daemon) awaitReady(ctx context.Context, client *laptop.Client) error {
 	for {
-		if st, err := client.Status(ctx); err == nil && st.Ready && st.Config.Connected {
+		if st, err := client.Status(ctx); err == nil && st.Started {
 			return nil
 		}
 		select {

@@ -27,6 +27,7 @@ type Status struct {
 	Since      time.Time          `json:"since"`
 	Folders    []string           `json:"folders"`
 	Ready      bool               `json:"ready"`
+	Started    bool               `json:"started"` // it has been ready before
 	NotReady   []string           `json:"not_ready,omitempty"`
 	Nodes      []NodeStatus       `json:"nodes"`
 	Components []supervise.Status `json:"components"`
@@ -94,7 +95,6 @@ func (m *Mesh) Status(ctx context.Context) (*Status, error) {
 	}
 	redirected := m.redirected()
 	err := m.do(ctx, func() {
-		m.takeReports()
 		st.Problems = slices.Clone(m.state.problems)
 		for _, s := range m.state.cluster.Services() {
 			st.Services = append(st.Services, ServiceStatus{s.Name.Namespace, s.Name.Name, texts(s.Addrs), s.Ports, s.Endpoints})
@@ -108,6 +108,11 @@ func (m *Mesh) Status(ctx context.Context) (*Status, error) {
 	}
 	st.NotReady = notReady(st)
 	st.Ready = len(st.NotReady) == 0
+	select {
+	case <-m.ready:
+		st.Started = true
+	default:
+	}
 	return st, err
 }
 
@@ -188,15 +193,18 @@ func notReady(st *Status) (list []string) {
 	return list
 }
 
-// awaitReady closes m.ready when everything is ready for the first time.
+// awaitReady closes m.ready when everything is ready for the first time, and was
+// so a moment before: the proxies hear of the last pod a little later than we do.
 func (m *Mesh) awaitReady(ctx context.Context) error {
-	for run.Sleep(ctx, 50*time.Millisecond) == nil {
+	for before := false; run.Sleep(ctx, 50*time.Millisecond) == nil; {
 		st, err := m.Status(ctx)
-		if err == nil && st.Ready && st.Config.Connected {
+		now := err == nil && st.Ready && st.Config.Connected
+		if now && before {
 			m.event("mesh", fmt.Sprintf("ready after %s", time.Since(m.began).Round(10*time.Millisecond)))
 			close(m.ready)
 			return nil
 		}
+		before = now
 	}
 	return nil
 }
