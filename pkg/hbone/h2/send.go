@@ -272,10 +272,7 @@ func (s *stream) written(failed bool) {
 		s.c.ready.push(s)
 		return
 	}
-	if s.out != nil {
-		s.out.free()
-		s.out = nil
-	}
+	s.dropOut()
 	if s.outEnd && s.err == nil {
 		s.sendDone = true
 		s.ended()
@@ -328,6 +325,7 @@ func (c *conn) unblock() {
 		return
 	}
 	for i, s := range c.blocked {
+		s.blocked = false
 		s.cond.Broadcast()
 		c.blocked[i] = nil
 	}
@@ -340,8 +338,10 @@ func (s *stream) awaitWindow() error {
 	for s.sendErr() == nil {
 		switch {
 		case s.sendWin <= 0:
-		case c.sendWin <= 0:
+		case c.sendWin <= 0 && !s.blocked:
+			s.blocked = true
 			c.blocked = append(c.blocked, s)
+		case c.sendWin <= 0:
 		default:
 			return nil
 		}
@@ -359,9 +359,7 @@ func (s *stream) submit(b *block, end bool, refund int) error {
 	defer c.mu.Unlock()
 	c.refund(s, refund)
 	if s.err != nil || s.sendDone {
-		if b != nil {
-			b.free()
-		}
+		s.unsent(b)
 		return s.sendErr()
 	}
 	s.out, s.outEnd, s.outBusy = b, end, true
@@ -375,12 +373,25 @@ func (s *stream) submit(b *block, end bool, refund int) error {
 	}
 	if s.outBusy { // reset while it waited its turn
 		s.outBusy = false
-		if s.out != nil {
-			s.out.free()
-			s.out = nil
-		}
+		s.dropOut()
 	}
 	return s.err
+}
+
+// dropOut gives s's block back, sent or not. c.mu is held.
+func (s *stream) dropOut() {
+	s.unsent(s.out)
+	s.out = nil
+}
+
+// unsent gives b back, and to the connection's window what was reserved for bytes
+// that will not be sent: the peer credits only what it gets. b may be nil. c.mu is
+// held.
+func (s *stream) unsent(b *block) {
+	if b != nil {
+		s.c.refund(s, b.w-b.r)
+		b.free()
+	}
 }
 
 // busy reports whether s's block is still to be written. c.mu is held.

@@ -38,6 +38,7 @@ type sendSide struct {
 	outBusy   bool // out, or the end, waits to be written
 	inBatch   bool // a writer is using out
 	queued    bool // in the ready ring
+	blocked   bool // in conn.blocked
 	next      *stream
 	header    [frameHeaderLen]byte // of a frame without payload
 	submitted time.Time            // when it had to queue; zero otherwise
