@@ -222,7 +222,15 @@ func (w *world) ztunnel() *ztunnel {
 	return w.run(&ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}})
 }
 
+// run keeps a ztunnel connected until the test ends.
 func (w *world) run(z *ztunnel) *ztunnel {
+	z, _ = w.connect(z)
+	return z
+}
+
+// connect keeps a ztunnel connected until the returned function is called or the
+// test ends.
+func (w *world) connect(z *ztunnel) (*ztunnel, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	c := zds.NewClient(w.cfg.ZDS, z, zds.ClientConfig{MaxBackoff: 20 * time.Millisecond})
@@ -231,8 +239,9 @@ func (w *world) run(z *ztunnel) *ztunnel {
 			w.t.Errorf("ztunnel: %v", err)
 		}
 	})
-	w.t.Cleanup(func() { cancel(); wg.Wait() })
-	return z
+	stop := sync.OnceFunc(func() { cancel(); wg.Wait() })
+	w.t.Cleanup(stop)
+	return z, stop
 }
 
 func (z *ztunnel) Add(_ context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error {
@@ -448,6 +457,31 @@ func TestAgentRestart(t *testing.T) {
 	if w.annotation("u1") != enroll.RedirectionEnabled {
 		t.Errorf("annotation %q", w.annotation("u1"))
 	}
+}
+
+// A pod that is in the mesh stays so in everybody's eyes while a restarted agent
+// waits for its ztunnel to come back.
+func TestRestartBeforeZtunnelReconnects(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.namespace("ambient")
+	w.pod("u1", "")
+	w.sandbox("u1")
+	w.start()
+	_, disconnect := w.connect(&ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}})
+	w.await("the pod is in", func() bool { return w.state("u1") == "enrolled" && w.annotation("u1") == enroll.RedirectionEnabled })
+	w.stop()
+	disconnect()
+	w.start()
+	w.await("the agent misses its ztunnel", func() bool {
+		pods := w.agent.Status().Pods
+		return len(pods) == 1 && strings.Contains(pods[0].Error, zds.ErrNoZtunnel.Error())
+	})
+	if got := w.annotation("u1"); got != enroll.RedirectionEnabled {
+		t.Errorf("annotation while ztunnel reconnects: %q", got)
+	}
+	w.run(&ztunnel{pods: map[mesh.PodUID]netns.ID{}, kept: map[mesh.PodUID]bool{}, full: true})
+	w.await("a ztunnel that does not take it is heard", func() bool { return w.annotation("u1") == enroll.RedirectionPending })
 }
 
 // A restarted agent finishes what the old one began: a pod that was unlabelled

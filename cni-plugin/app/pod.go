@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/run"
+	"github.com/culvert-mesh/culvert/pkg/zds"
 )
 
 // state is how far a pod is.
@@ -60,6 +62,7 @@ type pod struct {
 	state   state
 	leftAt  time.Time
 	torn    bool // the runtime has taken the pod's namespace down
+	taken   bool // a ztunnel took it from an earlier agent
 	noted   string
 	noteSet bool // noted is what the patches folder says
 }
@@ -171,7 +174,7 @@ func (p *pod) resume() {
 		ns.Close()
 		return
 	}
-	p.ns, p.state = ns, pending
+	p.ns, p.state, p.taken = ns, pending, applied && note == enroll.RedirectionEnabled
 	p.publish(ns, true)
 	p.log.Info("pod was captured before this agent started", "annotation", note)
 }
@@ -204,7 +207,7 @@ func (p *pod) adopt(ns *netns.NS) {
 		return
 	}
 	old := p.ns
-	p.ns, p.rules, p.state, p.torn = ns, "", out, false
+	p.ns, p.rules, p.state, p.torn, p.taken = ns, "", out, false, false
 	p.publish(ns, false)
 	old.Close()
 }
@@ -225,14 +228,26 @@ func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error
 	p.state = pending
 	p.publish(p.ns, true)
 	if err := p.agent.zds.Add(ctx, p.uid, spec.Info(), p.ns); err != nil {
-		if noteErr := p.annotate(enroll.RedirectionPending); noteErr != nil {
-			p.log.Error("annotation not written", "error", noteErr)
-		}
+		p.notTaken(err)
 		return err
 	}
-	p.state = enrolled
+	p.state, p.taken = enrolled, false
 	p.log.Info("pod joined the mesh", "namespace", p.ns.ID().String())
 	return p.annotate(enroll.RedirectionEnabled)
+}
+
+// notTaken notes that the pod waits for a ztunnel. One that an earlier agent's
+// ztunnel took is served by it still, until a ztunnel that has connected to this
+// agent says otherwise: were it called pending, its peers would talk to it in
+// plaintext for as long as ztunnel takes to reconnect.
+func (p *pod) notTaken(cause error) {
+	if p.taken && errors.Is(cause, zds.ErrNoZtunnel) {
+		return
+	}
+	p.taken = false
+	if err := p.annotate(enroll.RedirectionPending); err != nil {
+		p.log.Error("annotation not written", "error", err)
+	}
 }
 
 func (p *pod) options(spec enroll.Pod, c enroll.Capture) redirect.Options {
@@ -309,7 +324,7 @@ func (p *pod) drop(ctx context.Context) error {
 func (p *pod) release() {
 	p.publish(nil, false)
 	p.ns.Close()
-	p.ns, p.state, p.rules, p.ips = nil, out, "", nil
+	p.ns, p.state, p.rules, p.ips, p.taken = nil, out, "", nil, false
 }
 
 // publish says what ztunnel's snapshot holds of the pod.
