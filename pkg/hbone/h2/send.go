@@ -374,8 +374,9 @@ func (s *stream) submit(b *block, end bool, refund int) error {
 	if s.outBusy { // reset while it waited its turn
 		s.outBusy = false
 		s.dropOut()
+		return s.err
 	}
-	return s.err
+	return nil // on its way; what happens to the stream now is not this call's
 }
 
 // dropOut gives s's block back, sent or not. c.mu is held.
