@@ -29,6 +29,9 @@ import (
 	"github.com/culvert-mesh/culvert/ztunnel/app"
 )
 
+// testProcess is set in the environment of a test binary that is to be a program.
+const testProcess = "CULVERT_TEST_PROCESS"
+
 // patience bounds every wait in these tests; reaching it is a failure.
 const patience = 20 * time.Second
 
@@ -172,7 +175,7 @@ func (f *field) ztunnel(node string, a *agent, ns *netns.NS, environ ...string) 
 	z := &ztunnel{t: f.t, ns: ns, log: &lockedBuffer{}, done: make(chan struct{})}
 	z.cmd = exec.Command(os.Args[0], "-test.run=^TestZtunnelProcess$")
 	z.cmd.Env = append([]string{
-		"CULVERT_TEST_PROCESS=ztunnel", "NODE_NAME=" + node, "INPOD_UDS=" + a.socket, "PATH=" + os.Getenv("PATH"),
+		testProcess + "=ztunnel", "NODE_NAME=" + node, "INPOD_UDS=" + a.socket, "PATH=" + os.Getenv("PATH"),
 		"LOCAL_XDS_PATH=" + f.meshFile(), "FAKE_CA=true", "XDS_ADDRESS=", "CONNECTION_TERMINATION_DEADLINE=5s",
 	}, environ...)
 	z.cmd.Stdout, z.cmd.Stderr = z.log, z.log
@@ -305,7 +308,7 @@ func (z *ztunnel) goroutines() int {
 
 // TestZtunnelProcess is not a test: it is the ztunnel process of the others.
 func TestZtunnelProcess(t *testing.T) {
-	if os.Getenv("CULVERT_TEST_PROCESS") != "ztunnel" {
+	if os.Getenv(testProcess) != "ztunnel" {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

@@ -57,7 +57,13 @@ func TestFollow(t *testing.T) {
 	defer cancel()
 	lines := make(chan string)
 	done := make(chan error, 1)
-	go func() { done <- Follow(ctx, path, func(l []byte) { lines <- string(l) }) }()
+	hand := func(l []byte) {
+		select {
+		case lines <- string(l):
+		case <-ctx.Done():
+		}
+	}
+	go func() { done <- Follow(ctx, path, hand) }()
 	// Follow starts at the end, whenever that is: write until it answers.
 	var first string
 	for i := 0; first == ""; i++ {
@@ -71,7 +77,6 @@ func TestFollow(t *testing.T) {
 	}
 	fmt.Fprint(w, "half ")
 	fmt.Fprint(w, "and half\n")
-	fmt.Fprint(w, "the end\n")
 	await(lines, "half and half")
 	w.mu.Lock()
 	err = w.turn()
