@@ -63,8 +63,7 @@ func (c *compilation) authorization(p *source.AuthorizationPolicy) {
 		c.out.Policies = append(c.out.Policies, out)
 		return
 	}
-	if problems := Validate(p); len(problems) > 0 {
-		c.out.Conditions = append(c.out.Conditions, problems...)
+	if c.invalid(p) {
 		out.Action, out.Rules = mesh.Deny, []mesh.Rule{{}}
 		c.out.Policies = append(c.out.Policies, out)
 		return
@@ -77,6 +76,20 @@ func (c *compilation) authorization(p *source.AuthorizationPolicy) {
 	}
 	c.settled(ZtunnelAccepted)
 	c.out.Policies = append(c.out.Policies, out)
+}
+
+// invalid reports what is wrong with a policy by itself, and what that means: it
+// is in force only when it never had a valid version, and then denies everything.
+func (c *compilation) invalid(p *source.AuthorizationPolicy) bool {
+	problems := Validate(p)
+	enforced := p.Spec.GetAction() != security.AuthorizationPolicy_AUDIT && p.Annotations[AnnotationDryRun] != "true"
+	for _, problem := range problems {
+		if enforced {
+			problem.Message += "; until it is corrected all traffic to what the policy selects is denied"
+		}
+		c.out.Conditions = append(c.out.Conditions, problem)
+	}
+	return len(problems) > 0
 }
 
 // l4 translates rules to what can be decided from a connection alone.
@@ -256,12 +269,7 @@ func ports(values []string) []uint16 {
 // targeted judges a policy for waypoints: its rules are compiled into what it
 // targets.
 func (c *compilation) targeted(p *source.AuthorizationPolicy) {
-	if problems := Validate(p); len(problems) > 0 {
-		for _, problem := range problems {
-			problem.Type = WaypointAccepted
-			c.out.Conditions = append(c.out.Conditions, problem)
-		}
-	}
+	c.invalid(p)
 	for i, ref := range targets(p) {
 		field := fmt.Sprintf("spec.targetRefs[%d]", i)
 		if len(p.Spec.GetTargetRefs()) == 0 {

@@ -39,6 +39,14 @@ func Validate(o source.Object) []Condition {
 	return v.out
 }
 
+// enforcer returns the type of condition that a policy has: who enforces it.
+func enforcer(p *source.AuthorizationPolicy) string {
+	if len(targets(p)) > 0 {
+		return WaypointAccepted
+	}
+	return ZtunnelAccepted
+}
+
 type validation struct {
 	object source.Object
 	out    []Condition
@@ -46,8 +54,8 @@ type validation struct {
 
 func (v *validation) invalid(field, format string, args ...any) {
 	kind := Accepted
-	if v.object.Key().Kind == source.KindAuthorizationPolicy {
-		kind = ZtunnelAccepted
+	if p, ok := v.object.(*source.AuthorizationPolicy); ok {
+		kind = enforcer(p)
 	}
 	v.out = append(v.out, condition(v.object, kind, reason.InvalidValue, field, fmt.Sprintf(format, args...)))
 }
