@@ -14,13 +14,10 @@ package metrics
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // NewRegistry returns a registry with the collectors of the process
@@ -52,37 +49,4 @@ func LogDrops(reg prometheus.Registerer, dropped func() uint64) {
 		Name: "culvert_log_lines_dropped_total",
 		Help: "Log lines dropped because the output was too slow.",
 	}, func() float64 { return float64(dropped()) }))
-}
-
-// Certificates counts signing calls.
-type Certificates struct {
-	calls *prometheus.CounterVec
-	took  prometheus.Histogram
-}
-
-// NewCertificates registers the family.
-func NewCertificates(reg prometheus.Registerer) *Certificates {
-	c := &Certificates{
-		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "culvert_certificate_requests_total",
-			Help: "Certificate requests to the CA, by result.",
-		}, []string{"result"}),
-		took: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "culvert_certificate_request_duration_seconds",
-			Help:    "How long the CA took to answer.",
-			Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10},
-		}),
-	}
-	reg.MustRegister(c.calls, c.took)
-	return c
-}
-
-// Issued counts one call; it is certs.CacheConfig.Issued.
-func (c *Certificates) Issued(_ mesh.Identity, took time.Duration, err error) {
-	result := "ok"
-	if err != nil {
-		result = "error"
-	}
-	c.calls.WithLabelValues(result).Inc()
-	c.took.Observe(took.Seconds())
 }

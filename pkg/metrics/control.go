@@ -1,0 +1,72 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+)
+
+// Certificates counts signing calls.
+type Certificates struct {
+	calls *prometheus.CounterVec
+	took  prometheus.Histogram
+}
+
+// NewCertificates registers the family.
+func NewCertificates(reg prometheus.Registerer) *Certificates {
+	c := &Certificates{
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "culvert_certificate_requests_total",
+			Help: "Certificate requests to the CA, by result.",
+		}, []string{"result"}),
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "culvert_certificate_request_duration_seconds",
+			Help:    "How long the CA took to answer.",
+			Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10},
+		}),
+	}
+	reg.MustRegister(c.calls, c.took)
+	return c
+}
+
+// Issued counts one call; it is certs.CacheConfig.Issued.
+func (c *Certificates) Issued(_ mesh.Identity, took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	c.calls.WithLabelValues(result).Inc()
+	c.took.Observe(took.Seconds())
+}
+
+// XDS is what a proxy counts of its stream to the control plane. It is an
+// xds.Metrics.
+type XDS struct {
+	terminations    *prometheus.CounterVec
+	messages, bytes *prometheus.CounterVec
+}
+
+// NewXDS registers the family.
+func NewXDS(reg prometheus.Registerer) *XDS {
+	counter := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_xds_" + name, Help: help}, []string{label})
+	}
+	m := &XDS{
+		terminations: counter("connection_terminations_total", "Streams to the control plane that ended.", "reason"),
+		messages:     counter("message_total", "Responses received.", "url"),
+		bytes:        counter("message_bytes_total", "Bytes of the responses received.", "url"),
+	}
+	reg.MustRegister(m.terminations, m.messages, m.bytes)
+	return m
+}
+
+// ConnectionTerminated counts the end of a stream.
+func (m *XDS) ConnectionTerminated(reason string) { m.terminations.WithLabelValues(reason).Inc() }
+
+// Message counts a response and its size in bytes.
+func (m *XDS) Message(typeURL string, bytes int) {
+	m.messages.WithLabelValues(typeURL).Inc()
+	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
+}
