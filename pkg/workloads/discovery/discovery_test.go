@@ -1,0 +1,65 @@
+package discovery
+
+import (
+	"net/netip"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/wire/authz"
+	"github.com/culvert-mesh/culvert/pkg/wire/workload"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/xds"
+)
+
+func resource(t *testing.T, name string, m proto.Message) xds.Resource {
+	t.Helper()
+	body, err := anypb.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return xds.Resource{Name: name, Body: body}
+}
+
+// A bad resource is reported by name and the good ones of the same response take
+// effect.
+func TestPartialRejection(t *testing.T) {
+	t.Parallel()
+	store := workloads.New()
+	addresses, policies := Addresses(store), Policies(store)
+	good := &mesh.Workload{UID: "good", Name: "good", Namespace: "default", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Capacity: 1}
+	bad := workload.FromWorkload(good)
+	bad.Uid, bad.Addresses = "bad", [][]byte{{1, 2, 3}}
+	svc := workload.FromService(&mesh.Service{Name: "cart", Namespace: "default", Hostname: "cart.default.svc.cluster.local"})
+	rejected := addresses.Handle([]xds.Resource{
+		resource(t, "bad", &workload.Address{Type: &workload.Address_Workload{Workload: bad}}),
+		resource(t, "good", &workload.Address{Type: &workload.Address_Workload{Workload: workload.FromWorkload(good)}}),
+		resource(t, "default/cart", &workload.Address{Type: &workload.Address_Service{Service: svc}}),
+		{Name: "garbage", Body: &anypb.Any{TypeUrl: workload.TypeURL, Value: []byte{0xff}}},
+	}, nil)
+	if len(rejected) != 2 || rejected[0].Name != "bad" || rejected[1].Name != "garbage" || rejected[0].Err == nil {
+		t.Errorf("rejected %v", rejected)
+	}
+	if store.Workload("good") == nil || store.Workload("bad") != nil || len(store.ServicesByHost("cart.default.svc.cluster.local")) != 1 {
+		t.Error("the good workload and the service must be known and the bad workload not")
+	}
+	addresses.Handle(nil, []string{"good"})
+	if store.Workload("good") != nil {
+		t.Error("the removed workload is still known")
+	}
+
+	name := mesh.PolicyName{Namespace: "default", Name: "p"}
+	rejected = policies.Handle([]xds.Resource{
+		resource(t, "default/p", authz.FromMesh(&mesh.Policy{Name: name})),
+		{Name: "default/garbage", Body: &anypb.Any{TypeUrl: authz.TypeURL, Value: []byte{0xff}}},
+	}, nil)
+	if len(rejected) != 1 || rejected[0].Name != "default/garbage" || store.Policy(name) == nil {
+		t.Errorf("policies: rejected %v", rejected)
+	}
+	policies.Handle(nil, []string{"default/p", "nonsense"})
+	if store.Policy(name) != nil {
+		t.Error("the removed policy is still known")
+	}
+}
