@@ -66,6 +66,25 @@ func (n *NS) Listen(ctx context.Context, addr netip.AddrPort, opt ListenOptions)
 	return l.(*net.TCPListener), nil
 }
 
+// ListenShared listens in the process's own namespace on a port that a successor
+// may open while we still have it. It has the signature of admin.Config.Listen:
+// network is "tcp" and addr is an address and a port.
+func ListenShared(ctx context.Context, network, addr string) (net.Listener, error) {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil || network != "tcp" {
+		return nil, fmt.Errorf("listen %s %s: want tcp on an address", network, addr)
+	}
+	var own *NS
+	l, err := own.Listen(ctx, ap, ListenOptions{ReusePort: true})
+	if err != nil && ap.Addr() == netip.IPv6Unspecified() && errors.Is(err, unix.EADDRNOTAVAIL) { // IPv6 is switched off
+		l, err = own.Listen(ctx, netip.AddrPortFrom(netip.IPv4Unspecified(), ap.Port()), ListenOptions{ReusePort: true})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
 // ListenPacket opens a UDP socket on addr inside the namespace.
 func (n *NS) ListenPacket(ctx context.Context, addr netip.AddrPort, opt ListenOptions) (*net.UDPConn, error) {
 	if err := ctx.Err(); err != nil {

@@ -261,3 +261,23 @@ func BenchmarkSocketInNamespace(b *testing.B) {
 		}
 	}
 }
+
+// A successor opens the port while its predecessor still has it.
+func TestListenShared(t *testing.T) {
+	t.Parallel()
+	first, err := netns.ListenShared(t.Context(), "tcp", "[::]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	second, err := netns.ListenShared(t.Context(), "tcp", first.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+	for _, bad := range [][2]string{{"udp", "127.0.0.1:0"}, {"tcp", "localhost:0"}} {
+		if l, err := netns.ListenShared(t.Context(), bad[0], bad[1]); err == nil {
+			t.Errorf("%v: listens on %s", bad, l.Addr())
+		}
+	}
+}
