@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -69,9 +70,6 @@ type Metrics interface {
 	Message(typeURL string, bytes int)
 }
 
-// Header is one more gRPC header.
-type Header struct{ Name, Value string }
-
 // Config is a client's fixed settings.
 type Config struct {
 	// Address is "https://host:port" or "http://host:port"; https without a scheme.
@@ -89,7 +87,7 @@ type Config struct {
 	Token func() (string, error)
 	// ClusterID goes along with a token as the "clusterid" header.
 	ClusterID string
-	Headers   []Header
+	Headers   map[string]string // sent along with every stream
 	Types     []Subscription
 	// Dial opens TCP connections; nil means the process's own network namespace.
 	Dial    func(ctx context.Context, address string) (net.Conn, error)
@@ -111,6 +109,11 @@ type Client struct {
 	lastContact atomic.Int64 // Unix nanoseconds
 
 	wake chan struct{} // there is something to send
+}
+
+// NodeID introduces a proxy of a kind, such as "ztunnel", as upstream's do.
+func NodeID(kind string, ip netip.Addr, pod, namespace, clusterDomain string) string {
+	return fmt.Sprintf("%s~%s~%s.%s~%s.svc.%s", kind, ip, pod, namespace, namespace, clusterDomain)
 }
 
 // NewClient checks the settings and returns a client that does nothing until Run.

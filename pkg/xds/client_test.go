@@ -151,7 +151,7 @@ func TestFirstRequestsAndSnapshot(t *testing.T) {
 	c, ctx := start(t, xds.Config{
 		Address: s.URL(), NodeID: "ztunnel~10.0.0.1~z.ns~ns.svc.cluster.local",
 		NodeMetadata: map[string]any{"NODE_NAME": "node-1"},
-		Headers:      []xds.Header{{Name: "x-extra", Value: "yes"}},
+		Headers:      map[string]string{"x-extra": "yes"},
 		Token:        func() (string, error) { return "secret", nil }, ClusterID: "Kubernetes",
 		Types: []xds.Subscription{a.wildcard(typeA), b.wildcard(typeB)},
 	})

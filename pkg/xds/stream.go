@@ -59,8 +59,8 @@ func (c *Client) session(ctx context.Context) ending {
 
 // withHeaders adds the call's metadata.
 func (c *Client) withHeaders(ctx context.Context) (context.Context, error) {
-	for _, h := range c.cfg.Headers {
-		ctx = metadata.AppendToOutgoingContext(ctx, h.Name, h.Value)
+	for name, value := range c.cfg.Headers {
+		ctx = metadata.AppendToOutgoingContext(ctx, name, value)
 	}
 	if c.cfg.Token == nil || !c.target.tls {
 		return ctx, nil

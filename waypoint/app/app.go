@@ -20,7 +20,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -58,21 +57,22 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 	if err != nil {
 		return err
 	}
-	a, err := New(cfg, out)
-	if err != nil {
-		return err
-	}
-	return a.Run(ctx)
+	return logging.During(out, 0, func(w *logging.Writer) error {
+		a, err := New(cfg, w)
+		if err != nil {
+			return err
+		}
+		return a.Run(ctx)
+	})
 }
 
 // Limits of a waypoint's connections.
 const (
-	bufferBudget  = 256 << 20 // bytes that all tunnels may buffer
-	headTimeout   = time.Minute
-	idleTimeout   = time.Hour // upstream's
-	maxStreams    = 200       // per tunnel connection
-	forceTime     = time.Second
-	listenBacklog = 4096
+	bufferBudget = 256 << 20 // bytes that all tunnels may buffer
+	headTimeout  = time.Minute
+	idleTimeout  = time.Hour // upstream's
+	maxStreams   = 200       // per tunnel connection
+	forceTime    = time.Second
 )
 
 // App is one waypoint.
@@ -88,6 +88,7 @@ type App struct {
 	store    *config.Store
 	decoder  *waypointxds.Decoder
 	known    *workloads.Store
+	names    *workloads.Names
 	xds      *xds.Client
 	ca       *caclient.Client
 	certs    *certs.Cache
@@ -112,13 +113,14 @@ type gates struct {
 }
 
 // New builds a waypoint that logs to out. It starts nothing.
-func New(cfg Config, out io.Writer) (*App, error) {
-	a := &App{cfg: cfg, ready: admin.NewReadiness(), store: config.NewStore(), known: workloads.New(), budget: hbone.NewBudget(bufferBudget)}
+func New(cfg Config, out *logging.Writer) (*App, error) {
+	a := &App{cfg: cfg, out: out, ready: admin.NewReadiness(), store: config.NewStore(), known: workloads.New(), budget: hbone.NewBudget(bufferBudget)}
+	a.names = workloads.NewNames(a.known)
 	a.quitting, a.quit = context.WithCancel(context.Background())
 	a.gates.learned, _ = a.ready.Gate("configuration")
 	a.gates.certified, _ = a.ready.Gate("certificate")
 	a.gates.listening, a.gates.draining = a.ready.Gate("listener")
-	for _, build := range []func() error{func() error { return a.buildLog(out) }, a.buildMetrics, a.buildCerts, a.buildXDS} {
+	for _, build := range []func() error{a.buildLog, a.buildMetrics, a.buildCerts, a.buildXDS} {
 		if err := build(); err != nil {
 			return nil, err
 		}
@@ -128,7 +130,7 @@ func New(cfg Config, out io.Writer) (*App, error) {
 	return a, nil
 }
 
-func (a *App) buildLog(out io.Writer) error {
+func (a *App) buildLog() error {
 	format, err := logging.ParseFormat(a.cfg.LogFormat)
 	if err != nil {
 		return fmt.Errorf("LOG_FORMAT: %w", err)
@@ -136,16 +138,15 @@ func (a *App) buildLog(out io.Writer) error {
 	if a.levels, err = logging.NewLevels(a.cfg.LogLevel); err != nil {
 		return fmt.Errorf("LOG_LEVEL: %w", err)
 	}
-	a.out = logging.NewWriter(out, 0)
 	a.log = slog.New(logging.NewHandler(a.out, format, a.levels))
 	return nil
 }
 
 func (a *App) buildMetrics() error {
-	a.registry = metrics.NewRegistry("waypoint", version())
+	a.registry = metrics.NewRegistry("waypoint", run.Version())
 	metrics.LogDrops(a.registry, a.out.Dropped)
-	a.requests = metrics.NewRequests(a.registry, metrics.Config{})
-	a.tcp = metrics.NewTCP(a.registry, metrics.Config{})
+	a.requests = metrics.NewRequests(a.registry, metrics.Config{Alive: a.names.Exists})
+	a.tcp = metrics.NewTCP(a.registry, metrics.Config{Alive: a.names.Exists})
 	return nil
 }
 
@@ -211,32 +212,19 @@ func dial(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
 // drains.
 func (a *App) Run(ctx context.Context) error {
 	defer a.ca.Close()
-	a.log.Info("starting", "version", version(), "go", runtime.Version(), "gateway", a.cfg.Namespace+"/"+a.cfg.Gateway,
+	defer a.names.Close()
+	a.log.Info("starting", "version", run.Version(), "go", runtime.Version(), "gateway", a.cfg.Namespace+"/"+a.cfg.Gateway,
 		"identity", a.cfg.Identity().String(), "xds", a.cfg.XDS.Address, "ca", a.cfg.CA.Address)
-	stop, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.quitting, cancel)()
 
-	// The parts outlive ctx: they serve the requests that are draining.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	logs := make(chan error, 1)
-	logLife, endLogs := context.WithCancel(context.WithoutCancel(ctx))
-	go a.writeLogs(logLife, logs)
-	defer func() { endLogs(); <-logs }()
-
 	var g run.Group
 	a.addParts(&g)
-	g.Add("hbone", func(ctx context.Context) error {
-		defer end()
-		return a.serve(ctx, stop)
-	})
-	err := g.Run(life)
+	err := g.RunFront(ctx, "hbone", a.serve)
 	a.log.Info("stopped", "error", err)
 	return err
 }
-
-func (a *App) writeLogs(ctx context.Context, done chan<- error) { done <- a.out.Run(ctx) }
 
 func (a *App) addParts(g *run.Group) {
 	g.Add("xds", a.xds.Run)
@@ -274,16 +262,13 @@ func (a *App) awaitCertificate(ctx context.Context) error {
 	}
 }
 
-// serve accepts tunnels from the first configuration on until stop ends, or ctx,
-// which is a failure of another part. Then it drains.
-func (a *App) serve(ctx, stop context.Context) error {
-	serving, cancel := context.WithCancel(stop)
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
+// serve accepts tunnels from the first configuration on until serving ends, and
+// then drains; ctx ends at a failure of another part.
+func (a *App) serve(ctx, serving context.Context) error {
 	if !a.awaitConfiguration(serving) {
 		return nil
 	}
-	ln, err := listenShared(serving, "tcp", net.JoinHostPort(netip.IPv6Unspecified().String(), fmt.Sprint(a.cfg.Ports.HBONE)))
+	ln, err := netns.ListenShared(serving, "tcp", net.JoinHostPort(netip.IPv6Unspecified().String(), fmt.Sprint(a.cfg.Ports.HBONE)))
 	if err != nil {
 		return err
 	}
@@ -338,12 +323,4 @@ func (a *App) drain(ctx context.Context) {
 	}
 	_ = a.server.Close()
 	_ = a.tunnels.Close()
-}
-
-// version is the module's, as the build recorded it.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
+	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	waypointpb "github.com/culvert-mesh/culvert/pkg/wire/waypoint"
 	"github.com/culvert-mesh/culvert/pkg/wire/workload"
@@ -107,7 +108,11 @@ func TestLife(t *testing.T) {
 	}
 	cfg.Ports = Ports{freePort(t), freePort(t), freePort(t), freePort(t)}
 	var log output
-	a, err := New(cfg, &log)
+	w := logging.NewWriter(&log, 0)
+	written, logged := context.WithCancel(context.Background())
+	wrote := make(chan error, 1)
+	go func() { wrote <- w.Run(written) }()
+	a, err := New(cfg, w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +179,10 @@ func TestLife(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("does not end")
+	}
+	logged()
+	if err := <-wrote; err != nil {
+		t.Error(err)
 	}
 	for _, want := range []string{`"scope":"access"`, "/fast", "draining"} {
 		if !strings.Contains(log.String(), want) {

@@ -1,15 +1,11 @@
 package app
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
-	"net/url"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
+	"github.com/culvert-mesh/culvert/pkg/channel"
+	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
@@ -27,21 +23,14 @@ type Config struct {
 	TrustDomain    string
 	Domain         string // of the cluster
 
-	XDS, CA   Channel
-	Token     string // a file, or the token itself
+	XDS, CA   channel.Channel
+	Token     channel.Token
 	SecretTTL time.Duration
 
 	LogFormat string
 	LogLevel  string
 	DrainTime time.Duration // after SIGTERM requests may go on for so long
 	Ports     Ports
-}
-
-// Channel is one way to the control plane.
-type Channel struct {
-	Address string
-	Roots   string // a file, PEM text, or "SYSTEM"
-	AltName string // accepted in the certificate beside the address's host
 }
 
 // Ports are where a waypoint listens.
@@ -52,124 +41,46 @@ func (c Config) Identity() mesh.Identity {
 	return mesh.Identity{TrustDomain: c.TrustDomain, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount}
 }
 
-const (
-	defaultAddress = "https://istiod.istio-system.svc:15012"
-	defaultRoots   = "./var/run/secrets/istio/root-cert.pem"
-	defaultToken   = "./var/run/secrets/tokens/istio-token"
-)
-
-// environment is "NAME=value" pairs and the mistakes found in them.
-type environment struct {
-	vars map[string]string
-	errs []error
-}
-
-func (e *environment) text(name, fallback string) string {
-	if v := e.vars[name]; v != "" {
-		return v
-	}
-	return fallback
-}
-
-func (e *environment) required(name string) string {
-	v := e.vars[name]
-	if v == "" {
-		e.fail(name, "is required")
-	}
-	return v
-}
-
-func (e *environment) fail(name, format string, args ...any) {
-	e.errs = append(e.errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
-}
-
 // ParseConfig reads a Config from "NAME=value" pairs. Every mistake is reported,
 // each with its variable's name.
-func ParseConfig(environ []string) (Config, error) {
-	e := &environment{vars: make(map[string]string, len(environ))}
-	for _, kv := range environ {
-		name, value, _ := strings.Cut(kv, "=")
-		e.vars[name] = value
-	}
+func ParseConfig(environment []string) (Config, error) {
+	e := environ.New(environment)
 	c := Config{
-		PodName:        e.required("POD_NAME"),
-		Namespace:      e.required("POD_NAMESPACE"),
-		ServiceAccount: e.required("SERVICE_ACCOUNT"),
-		NodeName:       e.text("NODE_NAME", ""),
-		Cluster:        mesh.Cluster(e.text("CLUSTER_ID", string(mesh.DefaultCluster))),
-		Network:        mesh.Network(e.text("NETWORK", "")),
-		TrustDomain:    e.text("TRUST_DOMAIN", mesh.DefaultTrustDomain),
-		Domain:         e.text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain),
-		Token:          e.text("AUTH_TOKEN", defaultToken),
-		LogFormat:      e.text("LOG_FORMAT", "plain"),
-		LogLevel:       e.text("LOG_LEVEL", "info"),
-		DrainTime:      e.drainTime(),
+		PodName:        e.Required("POD_NAME"),
+		Namespace:      e.Required("POD_NAMESPACE"),
+		ServiceAccount: e.Required("SERVICE_ACCOUNT"),
+		NodeName:       e.Text("NODE_NAME", ""),
+		Cluster:        mesh.Cluster(e.Text("CLUSTER_ID", string(mesh.DefaultCluster))),
+		Network:        mesh.Network(e.Text("NETWORK", "")),
+		TrustDomain:    e.Text("TRUST_DOMAIN", mesh.DefaultTrustDomain),
+		Domain:         e.Text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain),
+		Token:          channel.ReadToken(e),
+		LogFormat:      e.Text("LOG_FORMAT", "plain"),
+		LogLevel:       e.Text("LOG_LEVEL", "info"),
+		DrainTime:      e.DrainTime(25 * time.Second),
 		SecretTTL:      24 * time.Hour,
 		Ports: Ports{
-			HBONE:   e.port("HBONE_PORT", mesh.PortHBONE),
-			Admin:   e.port("ADMIN_PORT", mesh.PortAdmin),
-			Metrics: e.port("METRICS_PORT", mesh.PortMetrics),
-			Ready:   e.port("READY_PORT", mesh.PortReady),
+			HBONE:   e.Port("HBONE_PORT", mesh.PortHBONE),
+			Admin:   e.Port("ADMIN_PORT", mesh.PortAdmin),
+			Metrics: e.Port("METRICS_PORT", mesh.PortMetrics),
+			Ready:   e.Port("READY_PORT", mesh.PortReady),
 		},
 	}
-	c.Gateway = e.text("GATEWAY_NAME", c.ServiceAccount)
-	c.XDS = e.channel("XDS", defaultAddress)
-	c.CA = e.channel("CA", c.XDS.Address)
+	c.Gateway = e.Text("GATEWAY_NAME", c.ServiceAccount)
+	c.XDS = channel.Read(e, "XDS", channel.InCluster)
+	c.CA = channel.Read(e, "CA", c.XDS.Address)
+	if c.XDS.Address == "" || c.CA.Address == "" {
+		e.Failf("XDS_ADDRESS", "and CA_ADDRESS must not be empty: a waypoint knows nothing by itself")
+	}
 	c.readInstanceIP(e)
-	return c, errors.Join(e.errs...)
+	return c, e.Err()
 }
 
-func (c *Config) readInstanceIP(e *environment) {
-	addr, err := netip.ParseAddr(e.required("INSTANCE_IP"))
-	if err != nil && e.vars["INSTANCE_IP"] != "" {
-		e.fail("INSTANCE_IP", "%q is no IP address", e.vars["INSTANCE_IP"])
+func (c *Config) readInstanceIP(e *environ.Env) {
+	text := e.Required("INSTANCE_IP")
+	addr, err := netip.ParseAddr(text)
+	if err != nil && text != "" {
+		e.Failf("INSTANCE_IP", "%q is no IP address", text)
 	}
 	c.InstanceIP = addr.Unmap()
-}
-
-// channel reads an address and the roots that belong to it. An address without a
-// scheme is https.
-func (e *environment) channel(prefix, fallback string) Channel {
-	name := prefix + "_ADDRESS"
-	v := e.text(name, fallback)
-	if !strings.Contains(v, "://") {
-		v = "https://" + v
-	}
-	u, err := url.Parse(v)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		e.fail(name, "%q is no http or https address", v)
-	}
-	return Channel{Address: v, Roots: e.text(prefix+"_ROOT_CA", defaultRoots), AltName: e.text("ALT_"+prefix+"_HOSTNAME", "")}
-}
-
-func (e *environment) port(name string, fallback uint16) uint16 {
-	v := e.vars[name]
-	if v == "" {
-		return fallback
-	}
-	n, err := strconv.ParseUint(v, 10, 16)
-	if err != nil {
-		e.fail(name, "%q is no port", v)
-	}
-	return uint16(n)
-}
-
-// drainTime leaves the process a little of the pod's grace period to end in.
-func (e *environment) drainTime() time.Duration {
-	v := e.text("TERMINATION_GRACE_PERIOD_SECONDS", "30")
-	n, err := strconv.ParseUint(v, 10, 31)
-	if err != nil {
-		e.fail("TERMINATION_GRACE_PERIOD_SECONDS", "%q is no number of seconds", v)
-	}
-	grace := time.Duration(n) * time.Second
-	if grace > 10*time.Second {
-		return grace - 5*time.Second
-	}
-	return max(grace-time.Second, time.Second)
-}
-
-// isFile reports whether a setting names a file and is not the thing itself.
-func isFile(v string) bool {
-	_, err := os.Stat(v)
-	return err == nil
 }

@@ -1,19 +1,14 @@
 package app
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"runtime"
-	"syscall"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/culvert-mesh/culvert/pkg/admin"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	waypointxds "github.com/culvert-mesh/culvert/waypoint/xds"
 )
@@ -32,7 +27,7 @@ func (a *App) adminServer() *admin.Server {
 	s.Dump("connections", func() any { return a.pool.Snapshot() })
 	s.Dump("tunnels", func() any { return a.tunnels.Snapshot() })
 	s.Dump("config", a.dumpConfig)
-	s.Dump("version", func() any { return map[string]string{"version": version(), "goVersion": runtime.Version()} })
+	s.Dump("version", func() any { return map[string]string{"version": run.Version(), "goVersion": runtime.Version()} })
 	return s
 }
 
@@ -87,57 +82,8 @@ func (a *App) dumpConfig() any {
 func (a *App) adminConfig(host string, port uint16) admin.Config {
 	return admin.Config{
 		Addr:   net.JoinHostPort(host, fmt.Sprint(port)),
-		Listen: listenShared,
+		Listen: netns.ListenShared,
 		Name:   "waypoint",
 		Log:    logging.Scope(a.log, "admin"),
 	}
-}
-
-// listenShared opens a TCP port with SO_REUSEPORT, for IPv4 alone when the
-// kernel has no IPv6.
-func listenShared(ctx context.Context, _, addr string) (net.Listener, error) {
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	var own *netns.NS
-	opt := netns.ListenOptions{ReusePort: true, Backlog: listenBacklog}
-	ln, err := own.Listen(ctx, ap, opt)
-	if err != nil && ap.Addr() == netip.IPv6Unspecified() && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
-		ln, err = own.Listen(ctx, netip.AddrPortFrom(netip.IPv4Unspecified(), ap.Port()), opt)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return ln, nil
-}
-
-// xdsMetrics are the series about the stream to the control plane.
-type xdsMetrics struct {
-	terminations    *prometheus.CounterVec
-	messages, bytes *prometheus.CounterVec
-}
-
-func newXDSMetrics(reg prometheus.Registerer) *xdsMetrics {
-	m := &xdsMetrics{
-		terminations: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_xds_connection_terminations_total",
-			Help: "Ends of the xDS stream."}, []string{"reason"}),
-		messages: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_xds_message_total",
-			Help: "xDS responses."}, []string{"url"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_xds_message_bytes_total",
-			Help: "Size of xDS responses."}, []string{"url"}),
-	}
-	reg.MustRegister(m.terminations, m.messages, m.bytes)
-	return m
-}
-
-// ConnectionTerminated implements xds.Metrics.
-func (m *xdsMetrics) ConnectionTerminated(reason string) {
-	m.terminations.WithLabelValues(reason).Inc()
-}
-
-// Message implements xds.Metrics.
-func (m *xdsMetrics) Message(typeURL string, bytes int) {
-	m.messages.WithLabelValues(typeURL).Inc()
-	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
 }

@@ -52,11 +52,13 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 		return err
 	}
 	debug.SetMemoryLimit(memoryLimit(os.DirFS("/sys/fs/cgroup")))
-	a, err := New(cfg, out)
-	if err != nil {
-		return err
-	}
-	return a.Run(ctx)
+	return logging.During(out, 0, func(w *logging.Writer) error {
+		a, err := New(cfg, w)
+		if err != nil {
+			return err
+		}
+		return a.Run(ctx)
+	})
 }
 
 // App is one ztunnel.
@@ -72,6 +74,7 @@ type App struct {
 	certs    *certs.Cache
 	closeCA  func() error
 	prefetch *prefetch
+	names    *workloads.Names
 	tcp      *metrics.TCP
 	node     *proxy.Node
 	pods     *inpod.Pods
@@ -83,16 +86,14 @@ type App struct {
 
 // New builds a ztunnel that logs to out. It starts nothing, but reads the local
 // workload file if there is one.
-func New(cfg Config, out io.Writer) (*App, error) {
-	a := &App{cfg: cfg, ready: admin.NewReadiness(), store: workloads.New()}
+func New(cfg Config, out *logging.Writer) (*App, error) {
+	a := &App{cfg: cfg, out: out, ready: admin.NewReadiness(), store: workloads.New()}
 	a.quitting, a.quit = context.WithCancel(context.Background())
-	if err := a.buildLog(out); err != nil {
+	if err := a.buildLog(); err != nil {
 		return nil, err
 	}
-	a.registry = metrics.NewRegistry("ztunnel", version())
-	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "culvert_log_lines_dropped_total", Help: "Log lines that did not fit into the buffer in front of a slow reader.",
-	}, func() float64 { return float64(a.out.Dropped()) }))
+	a.registry = metrics.NewRegistry("ztunnel", run.Version())
+	metrics.LogDrops(a.registry, out.Dropped)
 	a.learned, _ = a.ready.Gate("state manager")
 	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildNode, a.buildPods} {
 		if err := build(); err != nil {
@@ -102,11 +103,10 @@ func New(cfg Config, out io.Writer) (*App, error) {
 	return a, nil
 }
 
-func (a *App) buildLog(out io.Writer) (err error) {
+func (a *App) buildLog() (err error) {
 	if a.levels, err = logging.NewLevels(scopes(a.cfg.LogFilter)); err != nil {
 		return fmt.Errorf("RUST_LOG: %w", err)
 	}
-	a.out = logging.NewWriter(out, 0)
 	a.log = slog.New(logging.NewHandler(a.out, a.format(), a.levels))
 	return nil
 }
@@ -119,7 +119,7 @@ func (a *App) format() logging.Format {
 }
 
 func (a *App) buildNode() error {
-	a.tcp = metrics.NewTCP(a.registry, metrics.TCPConfig{Alive: a.alive})
+	a.tcp = metrics.NewTCP(a.registry, metrics.Config{Alive: a.names.Exists})
 	a.node = &proxy.Node{
 		Settings: a.settings(),
 		Mesh:     a.store,
@@ -169,9 +169,6 @@ func (a *App) settings() proxy.Settings {
 // leaveTime is how long the connections of a deleted pod may go on.
 const leaveTime = 5 * time.Second
 
-// alive reports whether a workload still exists whose series are to be kept.
-func (a *App) alive(namespace, workload string) bool { return a.prefetch.exists(namespace, workload) }
-
 func (a *App) buildPods() error {
 	ready, notReady := a.ready.Gate("workload proxy manager")
 	if a.cfg.ZDSSocket == "" {
@@ -197,32 +194,18 @@ func (a *App) buildPods() error {
 func (a *App) Run(ctx context.Context) error {
 	defer a.close()
 	a.greet()
-	stop, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.quitting, cancel)()
 
-	// The parts outlive ctx: they serve the connections that are draining.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	logs := make(chan error, 1)
-	logLife, endLogs := context.WithCancel(context.WithoutCancel(ctx))
-	go a.writeLogs(logLife, logs)
-	defer func() { endLogs(); <-logs }()
-
 	var g run.Group
 	a.addParts(&g)
-	g.Add("pods", func(ctx context.Context) error {
-		defer end()
-		return a.servePods(ctx, stop)
-	})
-	err := g.Run(life)
+	err := g.RunFront(ctx, "pods", a.servePods)
 	if err == nil {
 		a.log.Info("stopped")
 	}
 	return err
 }
-
-func (a *App) writeLogs(ctx context.Context, done chan<- error) { done <- a.out.Run(ctx) }
 
 func (a *App) addParts(g *run.Group) {
 	if a.xds != nil {
@@ -247,12 +230,9 @@ func (a *App) awaitSnapshot(ctx context.Context) error {
 	return nil
 }
 
-// servePods serves the node's pods until stop ends or ctx, which is a failure of
-// another part, does. Then it drains them.
-func (a *App) servePods(ctx, stop context.Context) error {
-	serving, cancel := context.WithCancel(stop)
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
+// servePods serves the node's pods until serving ends, and then drains them; ctx
+// ends at a failure of another part.
+func (a *App) servePods(ctx, serving context.Context) error {
 	if a.xds != nil {
 		select {
 		case <-a.xds.FirstSnapshot():
@@ -278,6 +258,7 @@ func (a *App) servePods(ctx, stop context.Context) error {
 
 func (a *App) close() {
 	a.prefetch.close()
+	a.names.Close()
 	if a.closeCA != nil {
 		a.closeCA()
 	}
@@ -285,7 +266,7 @@ func (a *App) close() {
 
 func (a *App) greet() {
 	c := a.cfg
-	a.log.Info("starting", "version", version(), "go", runtime.Version(), "node", c.NodeName, "network", c.Network,
+	a.log.Info("starting", "version", run.Version(), "go", runtime.Version(), "node", c.NodeName, "network", c.Network,
 		"xds", c.XDS.Address, "ca", c.CA.Address)
 	if c.DNSCapture {
 		a.log.Warn("DNS capture is asked for but not served: the node agent must not redirect DNS")
@@ -296,7 +277,7 @@ func (a *App) greet() {
 func (a *App) server(host string, port uint16) admin.Config {
 	return admin.Config{
 		Addr:   net.JoinHostPort(host, fmt.Sprint(port)),
-		Listen: listenShared,
+		Listen: netns.ListenShared,
 		Name:   "ztunnel",
 		Log:    logging.Scope(a.log, "admin"),
 	}

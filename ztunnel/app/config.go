@@ -6,13 +6,14 @@ import (
 	"io/fs"
 	"math"
 	"net/netip"
-	"net/url"
 	"os"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/culvert-mesh/culvert/pkg/channel"
+	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
@@ -32,9 +33,9 @@ type Config struct {
 	ReusePort bool   // a successor may listen beside this process
 	Mark      uint32 // SO_MARK of every socket in a pod's namespace
 
-	XDS       Endpoint // Address "" = no control plane
-	CA        Endpoint
-	Token     TokenSource
+	XDS       channel.Channel // Address "" = no control plane
+	CA        channel.Channel
+	Token     channel.Token
 	FakeCA    bool          // certificates of a public test root: insecure
 	SecretTTL time.Duration // certificate life asked of the CA
 
@@ -64,27 +65,6 @@ type Config struct {
 	DNSCapture bool              // asked for by proxy metadata; not served
 }
 
-// Endpoint is one channel to the control plane.
-type Endpoint struct {
-	Address string // URL with scheme https or http
-	Roots   RootSource
-	AltName string // accepted beside the address's host
-	Headers map[string]string
-}
-
-// RootSource says where the roots of a channel come from.
-type RootSource struct {
-	System bool
-	PEM    []byte
-	Path   string
-}
-
-// TokenSource says where the bearer token comes from. The zero one sends none.
-type TokenSource struct {
-	Literal string
-	Path    string
-}
-
 // KeepAlive is the TCP keepalive of application sockets.
 type KeepAlive struct {
 	Enabled        bool
@@ -103,17 +83,14 @@ const (
 )
 
 const (
-	defaultRoots = "./var/run/secrets/istio/root-cert.pem"
-	defaultToken = "./var/run/secrets/tokens/istio-token"
 	meshConfig   = "./etc/istio/config/mesh"
-	inCluster    = "https://istiod.istio-system.svc:15012"
 	outOfCluster = "https://localhost:15012"
 )
 
 // ParseConfig reads a Config from "NAME=value" pairs and from the mesh-wide file
 // that upstream reads. Every mistake is reported, each with the variable's name.
-func ParseConfig(environ []string) (Config, error) {
-	e := newEnvironment(environ)
+func ParseConfig(environment []string) (Config, error) {
+	e := environ.New(environment)
 	pc, err := readProxyConfig(e)
 	if err != nil {
 		return Config{}, err
@@ -131,14 +108,14 @@ func ParseConfig(environ []string) (Config, error) {
 	c.readTunnel(e)
 	c.readLogging(e)
 	c.refuseUnsupported(e)
-	return c, e.err()
+	return c, e.Err()
 }
 
-func (c *Config) readMetadata(e *environment) {
+func (c *Config) readMetadata(e *environ.Env) {
 	if c.Metadata == nil {
 		c.Metadata = map[string]string{}
 	}
-	for name, v := range e.prefixed("ISTIO_META_") {
+	for name, v := range e.Prefixed("ISTIO_META_") {
 		c.Metadata[name] = v
 	}
 	for name := range c.Metadata {
@@ -152,166 +129,97 @@ func (c *Config) readMetadata(e *environment) {
 	c.DNSCapture = c.Metadata["DNS_CAPTURE"] == "true"
 }
 
-func (c *Config) readIdentity(e *environment) {
-	c.NodeName = e.text("NODE_NAME", "")
-	c.PodName = e.text("POD_NAME", "")
-	c.PodNamespace = e.text("POD_NAMESPACE", "")
-	c.ServiceAccount = e.text("SERVICE_ACCOUNT", "")
-	c.ClusterDomain = e.text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain)
-	c.Network = mesh.Network(e.text("NETWORK", ""))
-	c.Cluster = mesh.Cluster(e.text("CLUSTER_ID", string(mesh.DefaultCluster)))
+func (c *Config) readIdentity(e *environ.Env) {
+	c.NodeName = e.Text("NODE_NAME", "")
+	c.PodName = e.Text("POD_NAME", "")
+	c.PodNamespace = e.Text("POD_NAMESPACE", "")
+	c.ServiceAccount = e.Text("SERVICE_ACCOUNT", "")
+	c.ClusterDomain = e.Text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain)
+	c.Network = mesh.Network(e.Text("NETWORK", ""))
+	c.Cluster = mesh.Cluster(e.Text("CLUSTER_ID", string(mesh.DefaultCluster)))
 	if id := c.Metadata["CLUSTER_ID"]; id != "" {
 		c.Cluster = mesh.Cluster(id)
 	}
-	ip := e.text("INSTANCE_IP", "1.1.1.1")
+	ip := e.Text("INSTANCE_IP", "1.1.1.1")
 	addr, err := netip.ParseAddr(ip)
 	if err != nil {
-		e.fail("INSTANCE_IP", "%q is no IP address", ip)
+		e.Failf("INSTANCE_IP", "%q is no IP address", ip)
 	}
 	c.InstanceIP = addr
 }
 
-func (c *Config) readPod(e *environment) {
-	c.ZDSSocket = e.text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")
-	c.ReusePort = e.boolean("INPOD_PORT_REUSE", true)
-	c.Mark = uint32(e.integer("PACKET_MARK", mesh.MarkProxy, 1, math.MaxUint32))
-	c.IPv6 = e.boolean("IPV6_ENABLED", true)
-	c.AppLoopback = e.boolean("LOCALHOST_APP_TUNNEL", true)
-	c.Baggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
-	if v, set := e.lookup("ENABLE_ORIG_SRC"); set && v != "" {
+func (c *Config) readPod(e *environ.Env) {
+	c.ZDSSocket = e.Text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")
+	c.ReusePort = e.Bool("INPOD_PORT_REUSE", true)
+	c.Mark = uint32(e.Integer("PACKET_MARK", mesh.MarkProxy, 1, math.MaxUint32))
+	c.IPv6 = e.Bool("IPV6_ENABLED", true)
+	c.AppLoopback = e.Bool("LOCALHOST_APP_TUNNEL", true)
+	c.Baggage = e.Bool("ENABLE_RESPONSE_BAGGAGE", true)
+	if v, set := e.Lookup("ENABLE_ORIG_SRC"); set && v != "" {
 		c.OrigSrc = OrigSrcOff
-		if e.boolean("ENABLE_ORIG_SRC", false) {
+		if e.Bool("ENABLE_ORIG_SRC", false) {
 			c.OrigSrc = OrigSrcOn
 		}
 	}
 	c.KeepAlive = KeepAlive{
-		Enabled:     e.boolean("KEEPALIVE_ENABLED", true),
-		Idle:        e.duration("KEEPALIVE_TIME", 180*time.Second),
-		Interval:    e.duration("KEEPALIVE_INTERVAL", 180*time.Second),
-		Retries:     int(e.integer("KEEPALIVE_RETRIES", 9, 1, 127)),
-		UserTimeout: e.boolean("USER_TIMEOUT_ENABLED", false),
+		Enabled:     e.Bool("KEEPALIVE_ENABLED", true),
+		Idle:        e.Duration("KEEPALIVE_TIME", 180*time.Second),
+		Interval:    e.Duration("KEEPALIVE_INTERVAL", 180*time.Second),
+		Retries:     int(e.Integer("KEEPALIVE_RETRIES", 9, 1, 127)),
+		UserTimeout: e.Bool("USER_TIMEOUT_ENABLED", false),
 	}
-	c.DrainTime = drainTime(e)
+	c.DrainTime = e.Duration("CONNECTION_TERMINATION_DEADLINE", e.DrainTime(5*time.Second))
 }
 
-// drainTime leaves the process a little of the pod's grace period to end in.
-func drainTime(e *environment) time.Duration {
-	const unknown = 5 * time.Second
-	derived := unknown
-	if e.text("TERMINATION_GRACE_PERIOD_SECONDS", "") != "" {
-		grace := time.Duration(e.integer("TERMINATION_GRACE_PERIOD_SECONDS", 0, 0, 1<<31)) * time.Second
-		if derived = grace - time.Second; grace > 10*time.Second {
-			derived = grace - 5*time.Second
-		}
-		derived = max(derived, time.Second)
-	}
-	return e.duration("CONNECTION_TERMINATION_DEADLINE", derived)
-}
-
-func (c *Config) readControlPlane(e *environment, pc proxyConfig) {
+func (c *Config) readControlPlane(e *environ.Env, pc proxyConfig) {
 	home := outOfCluster
-	if _, ok := e.lookup("KUBERNETES_SERVICE_HOST"); ok {
-		home = inCluster
+	if _, ok := e.Lookup("KUBERNETES_SERVICE_HOST"); ok {
+		home = channel.InCluster
 	}
-	c.FakeCA = e.boolean("FAKE_CA", false)
-	c.SecretTTL = e.duration("SECRET_TTL", 24*time.Hour)
-	c.LocalXDSPath = e.text("LOCAL_XDS_PATH", "")
-	c.LocalXDS = e.text("LOCAL_XDS", "")
-	c.XDS = Endpoint{
-		Address: c.controlPlane(e, "XDS_ADDRESS", pc.DiscoveryAddress, home),
-		Roots:   rootSource(e.text("XDS_ROOT_CA", defaultRoots)),
-		AltName: e.text("ALT_XDS_HOSTNAME", ""),
-		Headers: e.prefixed("XDS_HEADER_"),
+	c.FakeCA = e.Bool("FAKE_CA", false)
+	c.SecretTTL = e.Duration("SECRET_TTL", 24*time.Hour)
+	c.LocalXDSPath = e.Text("LOCAL_XDS_PATH", "")
+	c.LocalXDS = e.Text("LOCAL_XDS", "")
+	c.CA = channel.Read(e, "CA", home)
+	if pc.DiscoveryAddress != "" {
+		home = pc.DiscoveryAddress
 	}
-	c.CA = Endpoint{
-		Address: c.controlPlane(e, "CA_ADDRESS", "", home),
-		Roots:   rootSource(e.text("CA_ROOT_CA", defaultRoots)),
-		AltName: e.text("ALT_CA_HOSTNAME", ""),
-		Headers: e.prefixed("CA_HEADER_"),
-	}
-	c.Token = tokenSource(e)
+	c.XDS = channel.Read(e, "XDS", home)
+	c.Token = channel.ReadToken(e)
 	if c.CA.Address == "" && !c.FakeCA {
-		e.fail("CA_ADDRESS", "is empty; without a CA there are no identities (FAKE_CA=true is for tests)")
+		e.Failf("CA_ADDRESS", "is empty; without a CA there are no identities (FAKE_CA=true is for tests)")
 	}
 }
 
-// controlPlane reads an address. One that is set to nothing turns the channel
-// off; one without a scheme is https.
-func (c *Config) controlPlane(e *environment, name, configured, fallback string) string {
-	v, set := e.lookup(name)
-	if !set {
-		if v = configured; v == "" {
-			v = fallback
-		}
-	}
-	if v == "" {
-		return ""
-	}
-	if !strings.Contains(v, "://") {
-		v = "https://" + v
-	}
-	u, err := url.Parse(v)
-	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		e.fail(name, "%q is no http or https address", v)
-	}
-	return v
+func (c *Config) readTunnel(e *environ.Env) {
+	c.PoolMaxStreams = int(e.Integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, math.MaxUint16))
+	c.PoolIdle = e.Duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute)
+	c.StreamWindow = uint32(e.Integer("HTTP2_STREAM_WINDOW_SIZE", 0, 65535, math.MaxInt32))
+	c.ConnectionWindow = uint32(e.Integer("HTTP2_CONNECTION_WINDOW_SIZE", 0, 65535, math.MaxInt32))
+	c.FrameSize = uint32(e.Integer("HTTP2_FRAME_SIZE", 0, 16384, 1<<24-1))
 }
 
-func rootSource(v string) RootSource {
-	switch {
-	case v == "SYSTEM":
-		return RootSource{System: true}
-	case strings.Contains(v, "-----BEGIN CERTIFICATE-----"):
-		return RootSource{PEM: []byte(v)}
-	}
-	return RootSource{Path: v}
-}
-
-// tokenSource takes the value as a path if there is such a file, else as the
-// token itself.
-func tokenSource(e *environment) TokenSource {
-	v, set := e.lookup("AUTH_TOKEN")
-	if !set {
-		v = defaultToken
-	}
-	if _, err := os.Stat(v); err == nil {
-		return TokenSource{Path: v}
-	}
-	if !set {
-		return TokenSource{}
-	}
-	return TokenSource{Literal: v}
-}
-
-func (c *Config) readTunnel(e *environment) {
-	c.PoolMaxStreams = int(e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, math.MaxUint16))
-	c.PoolIdle = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute)
-	c.StreamWindow = uint32(e.integer("HTTP2_STREAM_WINDOW_SIZE", 0, 65535, math.MaxInt32))
-	c.ConnectionWindow = uint32(e.integer("HTTP2_CONNECTION_WINDOW_SIZE", 0, 65535, math.MaxInt32))
-	c.FrameSize = uint32(e.integer("HTTP2_FRAME_SIZE", 0, 16384, 1<<24-1))
-}
-
-func (c *Config) readLogging(e *environment) {
-	c.LogFilter = e.text("RUST_LOG", "info")
-	c.LogPolicy = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
-	switch v := e.text("LOG_FORMAT", "plain"); v {
+func (c *Config) readLogging(e *environ.Env) {
+	c.LogFilter = e.Text("RUST_LOG", "info")
+	c.LogPolicy = e.Bool("AUTHZ_POLICY_INFO_LOGGING", false)
+	switch v := e.Text("LOG_FORMAT", "plain"); v {
 	case "plain":
 	case "json":
 		c.LogJSON = true
 	default:
-		e.fail("LOG_FORMAT", "%q is neither plain nor json", v)
+		e.Failf("LOG_FORMAT", "%q is neither plain nor json", v)
 	}
 }
 
 // refuseUnsupported makes a setting that would be ignored a start-up error.
-func (c *Config) refuseUnsupported(e *environment) {
-	e.refuse("PROXY_MODE", e.text("PROXY_MODE", "shared") != "shared")
-	e.refuse("XDS_ON_DEMAND", e.boolean("XDS_ON_DEMAND", false))
-	e.refuse("UNSTABLE_ENABLE_SOCKS5", e.boolean("UNSTABLE_ENABLE_SOCKS5", false))
-	e.refuse("TLS12_ENABLED", e.boolean("TLS12_ENABLED", false))
-	e.refuse("COMPLIANCE_POLICY", e.text("COMPLIANCE_POLICY", "") != "")
-	e.refuse("CRL_PATH", e.text("CRL_PATH", "") != "")
-	e.refuse("ENABLE_PROXY", !e.boolean("ENABLE_PROXY", true))
+func (c *Config) refuseUnsupported(e *environ.Env) {
+	e.Refuse("PROXY_MODE", e.Text("PROXY_MODE", "shared") != "shared")
+	e.Refuse("XDS_ON_DEMAND", e.Bool("XDS_ON_DEMAND", false))
+	e.Refuse("UNSTABLE_ENABLE_SOCKS5", e.Bool("UNSTABLE_ENABLE_SOCKS5", false))
+	e.Refuse("TLS12_ENABLED", e.Bool("TLS12_ENABLED", false))
+	e.Refuse("COMPLIANCE_POLICY", e.Text("COMPLIANCE_POLICY", "") != "")
+	e.Refuse("CRL_PATH", e.Text("CRL_PATH", "") != "")
+	e.Refuse("ENABLE_PROXY", !e.Bool("ENABLE_PROXY", true))
 }
 
 // proxyConfig is what we read of Istio's ProxyConfig. Fields of other proxies
@@ -324,7 +232,7 @@ type proxyConfig struct {
 }
 
 // readProxyConfig merges the mesh-wide defaults with PROXY_CONFIG, which wins.
-func readProxyConfig(e *environment) (proxyConfig, error) {
+func readProxyConfig(e *environ.Env) (proxyConfig, error) {
 	var file struct {
 		DefaultConfig proxyConfig `yaml:"defaultConfig"`
 	}
@@ -338,7 +246,7 @@ func readProxyConfig(e *environment) (proxyConfig, error) {
 	pc := file.DefaultConfig
 	defaults := pc.ProxyMetadata
 	pc.ProxyMetadata = nil
-	if err := yaml.Unmarshal([]byte(e.text("PROXY_CONFIG", "")), &pc); err != nil {
+	if err := yaml.Unmarshal([]byte(e.Text("PROXY_CONFIG", "")), &pc); err != nil {
 		return proxyConfig{}, fmt.Errorf("PROXY_CONFIG: %w", err)
 	}
 	merged := map[string]string{}
@@ -351,12 +259,12 @@ func readProxyConfig(e *environment) (proxyConfig, error) {
 	return pc, nil
 }
 
-func (proxyConfig) port(name string, v *int, fallback uint16, e *environment) uint16 {
+func (proxyConfig) port(name string, v *int, fallback uint16, e *environ.Env) uint16 {
 	switch {
 	case v == nil:
 		return fallback
 	case *v < 0 || *v > math.MaxUint16:
-		e.fail("PROXY_CONFIG", "%s %d is no port", name, *v)
+		e.Failf("PROXY_CONFIG", "%s %d is no port", name, *v)
 	}
 	return uint16(*v)
 }

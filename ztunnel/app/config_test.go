@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/culvert-mesh/culvert/pkg/channel"
 )
 
 func parse(t *testing.T, environ ...string) Config {
@@ -32,7 +34,7 @@ func TestConfigDefaults(t *testing.T) {
 	if c.Cluster != "Kubernetes" || c.ClusterDomain != "cluster.local" || c.InstanceIP.String() != "1.1.1.1" {
 		t.Errorf("identity %+v", c)
 	}
-	if c.Token != (TokenSource{}) || c.XDS.Roots.Path != defaultRoots {
+	if c.Token != (channel.Token{}) || c.XDS.Roots != channel.DefaultRoots {
 		t.Errorf("token %+v, roots %+v", c.Token, c.XDS.Roots)
 	}
 }

@@ -1,26 +1,18 @@
 package app
 
 import (
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"strings"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
 	"github.com/culvert-mesh/culvert/pkg/certs/caclient"
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/logging"
-	"github.com/culvert-mesh/culvert/pkg/mesh"
-	"github.com/culvert-mesh/culvert/pkg/token"
-	"github.com/culvert-mesh/culvert/pkg/wire/authz"
+	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
-	"github.com/culvert-mesh/culvert/pkg/wire/workload"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/workloads/discovery"
 	"github.com/culvert-mesh/culvert/pkg/xds"
 )
 
@@ -29,8 +21,12 @@ func (a *App) buildCerts() error {
 	if err != nil {
 		return err
 	}
-	a.certs = certs.NewCache(issuer, certs.CacheConfig{Log: logging.Scope(a.log, "certs")})
+	a.certs = certs.NewCache(issuer, certs.CacheConfig{
+		Log:    logging.Scope(a.log, "certs"),
+		Issued: metrics.NewCertificates(a.registry).Issued,
+	})
 	a.prefetch = newPrefetch(a.store, a.certs, a.cfg.NodeName)
+	a.names = workloads.NewNames(a.store)
 	return nil
 }
 
@@ -41,9 +37,9 @@ func (a *App) issuer() (certs.Issuer, error) {
 	}
 	client, err := caclient.New(caclient.Config{
 		Address:     c.CA.Address,
-		Roots:       c.CA.Roots.pool,
+		Roots:       c.CA.Pool,
 		AltHostname: c.CA.AltName,
-		Token:       c.Token.read,
+		Token:       c.Token.Read,
 		ClusterID:   string(c.Cluster),
 		Headers:     c.CA.Headers,
 		TTL:         c.SecretTTL,
@@ -54,29 +50,6 @@ func (a *App) issuer() (certs.Issuer, error) {
 	}
 	a.closeCA = client.Close
 	return client, nil
-}
-
-// pool returns the roots as they are now.
-func (r RootSource) pool() (*x509.CertPool, error) {
-	switch {
-	case r.System:
-		return x509.SystemCertPool()
-	case r.PEM != nil:
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(r.PEM) {
-			return nil, errors.New("no certificate in the literal PEM")
-		}
-		return pool, nil
-	}
-	return certs.LoadRoots(r.Path)
-}
-
-// read returns the token as it is now; "" sends none.
-func (t TokenSource) read() (string, error) {
-	if t.Path == "" {
-		return t.Literal, nil
-	}
-	return token.FileSource(t.Path)()
 }
 
 // loadLocal reads the workloads that are told by file or by variable. They stay,
@@ -109,34 +82,23 @@ func (a *App) buildXDS() (err error) {
 	if c.XDS.Address == "" {
 		return nil
 	}
-	var headers []xds.Header
-	for _, name := range slices.Sorted(maps.Keys(c.XDS.Headers)) {
-		headers = append(headers, xds.Header{Name: name, Value: c.XDS.Headers[name]})
-	}
 	a.xds, err = xds.NewClient(xds.Config{
 		Address:      c.XDS.Address,
 		AltHostname:  c.XDS.AltName,
-		Roots:        c.XDS.Roots.pool,
-		NodeID:       nodeID(c),
+		Roots:        c.XDS.Pool,
+		NodeID:       xds.NodeID("ztunnel", c.InstanceIP, c.PodName, c.PodNamespace, c.ClusterDomain),
 		NodeMetadata: nodeMetadata(c),
-		Token:        c.Token.read,
+		Token:        c.Token.Read,
 		ClusterID:    string(c.Cluster),
-		Headers:      headers,
-		Types: []xds.Subscription{
-			{TypeURL: workload.TypeURL, Wildcard: true, Handle: a.applyAddresses},
-			{TypeURL: authz.TypeURL, Wildcard: true, Handle: a.applyPolicies},
-		},
-		Log:     logging.Scope(a.log, "xds"),
-		Metrics: newXDSMetrics(a.registry),
+		Headers:      c.XDS.Headers,
+		Types:        []xds.Subscription{discovery.Addresses(a.store), discovery.Policies(a.store)},
+		Log:          logging.Scope(a.log, "xds"),
+		Metrics:      metrics.NewXDS(a.registry),
 	})
 	if err != nil {
 		return fmt.Errorf("XDS_ADDRESS: %w", err)
 	}
 	return nil
-}
-
-func nodeID(c Config) string {
-	return fmt.Sprintf("ztunnel~%s~%s.%s~%s.svc.%s", c.InstanceIP, c.PodName, c.PodNamespace, c.PodNamespace, c.ClusterDomain)
 }
 
 func nodeMetadata(c Config) map[string]any {
@@ -152,59 +114,6 @@ func nodeMetadata(c Config) map[string]any {
 		m["SERVICE_ACCOUNT"] = c.ServiceAccount
 	}
 	return m
-}
-
-// applyAddresses takes one response's workloads and services.
-func (a *App) applyAddresses(added []xds.Resource, removed []string) []xds.Rejected {
-	update := workloads.Update{Removed: removed}
-	var rejected []xds.Rejected
-	for _, r := range added {
-		w, svc, err := decodeAddress(r)
-		switch {
-		case err != nil:
-			rejected = append(rejected, xds.Rejected{Name: r.Name, Err: err})
-		case w != nil:
-			update.Workloads = append(update.Workloads, w)
-		default:
-			update.Services = append(update.Services, svc)
-		}
-	}
-	a.store.Apply(update)
-	return rejected
-}
-
-func decodeAddress(r xds.Resource) (*mesh.Workload, *mesh.Service, error) {
-	var m workload.Address
-	if err := proto.Unmarshal(r.Body.GetValue(), &m); err != nil {
-		return nil, nil, err
-	}
-	return workload.ToMesh(&m)
-}
-
-// applyPolicies takes one response's policies.
-func (a *App) applyPolicies(added []xds.Resource, removed []string) []xds.Rejected {
-	var update workloads.Update
-	var rejected []xds.Rejected
-	for _, r := range added {
-		var m authz.Authorization
-		err := proto.Unmarshal(r.Body.GetValue(), &m)
-		var p *mesh.Policy
-		if err == nil {
-			p, err = authz.ToMesh(&m)
-		}
-		if err != nil {
-			rejected = append(rejected, xds.Rejected{Name: r.Name, Err: err})
-			continue
-		}
-		update.Policies = append(update.Policies, p)
-	}
-	for _, name := range removed {
-		if n, err := mesh.ParsePolicyName(name); err == nil {
-			update.RemovedPolicies = append(update.RemovedPolicies, n)
-		}
-	}
-	a.store.Apply(update)
-	return rejected
 }
 
 // scopes turns a RUST_LOG filter into one of ours: of a Rust path such as

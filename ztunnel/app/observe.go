@@ -1,17 +1,10 @@
 package app
 
 import (
-	"context"
-	"fmt"
-	"net"
-	"net/netip"
 	"runtime"
-	"runtime/debug"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/culvert-mesh/culvert/pkg/admin"
-	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/ztunnel/proxy"
 )
 
@@ -97,66 +90,5 @@ func (a *App) dumpConfig() any {
 }
 
 func dumpVersion() any {
-	return map[string]string{"version": version(), "goVersion": runtime.Version(), "gitRevision": revision()}
-}
-
-// version is the module's, as the build recorded it.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
-
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return "unknown"
-}
-
-// listenShared opens a TCP port with SO_REUSEPORT.
-func listenShared(ctx context.Context, _, addr string) (net.Listener, error) {
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	var own *netns.NS
-	return own.Listen(ctx, ap, netns.ListenOptions{ReusePort: true})
-}
-
-// xdsMetrics are the series about the stream to the control plane.
-type xdsMetrics struct {
-	terminations    *prometheus.CounterVec
-	messages, bytes *prometheus.CounterVec
-}
-
-func newXDSMetrics(reg prometheus.Registerer) *xdsMetrics {
-	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "istio", Name: name, Help: help}, labels)
-	}
-	m := &xdsMetrics{
-		terminations: vec("xds_connection_terminations_total", "Streams to the control plane that ended.", "reason"),
-		messages:     vec("xds_message_total", "Responses received.", "url"),
-		bytes:        vec("xds_message_bytes_total", "Bytes of the responses received.", "url"),
-	}
-	reg.MustRegister(m.terminations, m.messages, m.bytes)
-	return m
-}
-
-// ConnectionTerminated implements xds.Metrics.
-func (m *xdsMetrics) ConnectionTerminated(reason string) {
-	m.terminations.WithLabelValues(reason).Inc()
-}
-
-// Message implements xds.Metrics.
-func (m *xdsMetrics) Message(typeURL string, bytes int) {
-	m.messages.WithLabelValues(typeURL).Inc()
-	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
+	return map[string]string{"version": run.Version(), "goVersion": runtime.Version(), "gitRevision": run.Revision()}
 }

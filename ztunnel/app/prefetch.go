@@ -15,7 +15,6 @@ type certificates interface {
 
 // prefetch has the certificates of the node's meshed workloads ready before the
 // first connection needs one, and lets go of those that nobody needs any more.
-// It also counts which workloads exist at all, for the metrics.
 type prefetch struct {
 	certs  certificates
 	node   string
@@ -24,11 +23,7 @@ type prefetch struct {
 	mu     sync.Mutex
 	needed map[mesh.Identity]int
 	local  map[mesh.UID]mesh.Identity
-	names  map[workloadName]int
-	byUID  map[mesh.UID]workloadName
 }
-
-type workloadName struct{ namespace, name string }
 
 // newPrefetch follows the store until close.
 func newPrefetch(store *workloads.Store, c certificates, node string) *prefetch {
@@ -37,8 +32,6 @@ func newPrefetch(store *workloads.Store, c certificates, node string) *prefetch 
 		node:   node,
 		needed: map[mesh.Identity]int{},
 		local:  map[mesh.UID]mesh.Identity{},
-		names:  map[workloadName]int{},
-		byUID:  map[mesh.UID]workloadName{},
 	}
 	p.cancel = store.Subscribe(p.changed)
 	return p
@@ -58,12 +51,6 @@ func (p *prefetch) changed(c workloads.Change) {
 }
 
 func (p *prefetch) takeLocked(w *mesh.Workload) {
-	name := workloadName{w.Namespace, w.WorkloadName}
-	if old, ok := p.byUID[w.UID]; !ok || old != name {
-		p.uncountLocked(w.UID)
-		p.byUID[w.UID] = name
-		p.names[name]++
-	}
 	wanted := p.node != "" && w.Node == p.node && (w.Protocol == mesh.HBONE || w.NativeTunnel)
 	old, had := p.local[w.UID]
 	id := w.Identity()
@@ -85,21 +72,9 @@ func (p *prefetch) takeLocked(w *mesh.Workload) {
 }
 
 func (p *prefetch) dropLocked(uid mesh.UID) {
-	p.uncountLocked(uid)
 	if id, ok := p.local[uid]; ok {
 		delete(p.local, uid)
 		p.releaseLocked(id)
-	}
-}
-
-func (p *prefetch) uncountLocked(uid mesh.UID) {
-	name, ok := p.byUID[uid]
-	if !ok {
-		return
-	}
-	delete(p.byUID, uid)
-	if p.names[name]--; p.names[name] == 0 {
-		delete(p.names, name)
 	}
 }
 
@@ -108,11 +83,4 @@ func (p *prefetch) releaseLocked(id mesh.Identity) {
 		delete(p.needed, id)
 		p.certs.Forget(id)
 	}
-}
-
-// exists reports whether any workload has that name.
-func (p *prefetch) exists(namespace, name string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.names[workloadName{namespace, name}] > 0
 }

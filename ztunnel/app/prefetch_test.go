@@ -61,7 +61,7 @@ func TestPrefetch(t *testing.T) {
 			t.Errorf("%s: -want +got\n%s", s.what, diff)
 		}
 	}
-	if len(p.byUID) != 0 || len(p.names) != 0 || len(p.local) != 0 {
-		t.Errorf("something is remembered of what has gone: %v %v %v", p.byUID, p.names, p.local)
+	if len(p.needed) != 0 || len(p.local) != 0 {
+		t.Errorf("something is remembered of what has gone: %v %v", p.needed, p.local)
 	}
 }
