@@ -51,8 +51,9 @@ generate: have-go ## Go code from pkg/wire/*/*.proto
 # input (golang/go#75804): that alone is none.
 .PHONY: fuzz
 fuzz: have-root have-go ## every fuzz target for FUZZTIME (default 10s)
-	@set -e; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, t[i]; n=0}' | \
+	@set -e; dir=$$(mktemp -d); log=$$dir/log; trap 'rm -r "$$dir"' EXIT; \
+	$(GO) test -list '^Fuzz' ./... >"$$dir/list" || { cat "$$dir/list"; exit 1; }; \
+	awk '/^Fuzz/ {t[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, t[i]; n=0}' "$$dir/list" | \
 	while read -r pkg target; do echo "fuzz $$pkg $$target"; \
 	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg >"$$log" 2>&1 && { cat "$$log"; continue; }; \
 	  cat "$$log"; grep -q '^    context deadline exceeded$$' "$$log" && ! grep -q 'Failing input' "$$log"; done
