@@ -223,6 +223,42 @@ func TestEndBehindData(t *testing.T) {
 	}
 }
 
+// The end of TLS that came behind data is noticed by Wait, though the peer's
+// socket stays open.
+func TestEndWithoutFIN(t *testing.T) {
+	t.Parallel()
+	ca := hbonetest.NewCA(t)
+	a, b := hbonetest.TCPPair(t)
+	peer := tls.Client(b, ca.Client(t, clientID, serverID))
+	shook := make(chan error, 1)
+	go func() { shook <- peer.Handshake() }()
+	server, err := tlsconn.Server(context.Background(), a, ca.Server(t, serverID))
+	if err := errors.Join(err, <-shook); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = peer.Write([]byte("last words"))
+	_ = peer.CloseWrite() // close_notify, no FIN
+	_ = server.SetReadDeadline(time.Now().Add(20 * time.Second))
+	buf := make([]byte, 100)
+	var got []byte
+	for {
+		if err := server.Wait(); err != nil {
+			t.Fatalf("wait: %v", err)
+		}
+		n, err := server.ReadBatch(buf)
+		got = append(got, buf[:n]...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if string(got) != "last words" {
+		t.Errorf("read %q", got)
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	t.Parallel()
 	client, server, _, _ := pair(t)
