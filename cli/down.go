@@ -36,20 +36,25 @@ func downCommand(e *env) *cobra.Command {
 // bringDown ends a running mesh, or removes what a crashed one left.
 func bringDown(ctx context.Context, client *laptop.Client) error {
 	err := client.Down(ctx)
-	if errors.Is(err, laptop.ErrNotRunning) {
-		if _, statErr := os.Stat(string(client.Dir())); statErr != nil {
-			return err
-		}
-		return client.Dir().Remove()
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, laptop.ErrNotRunning) {
 		return err
 	}
+	if waitErr := awaitEnd(ctx, client); waitErr != nil {
+		return waitErr
+	}
+	if _, statErr := os.Stat(string(client.Dir())); statErr != nil {
+		return err
+	}
+	return client.Dir().Remove() // it crashed
+}
+
+// awaitEnd waits until no process holds the mesh.
+func awaitEnd(ctx context.Context, client *laptop.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, downPatience)
 	defer cancel()
 	for client.Dir().Running() {
 		if err := run.Sleep(ctx, 20*time.Millisecond); err != nil {
-			return laptop.WithHint(fmt.Errorf("the mesh has not ended yet: %w", err), "see %s", client.Dir().Log("up"))
+			return laptop.WithHint(fmt.Errorf("the mesh has not ended yet: %w", err), "see %s", client.Dir().UpLog())
 		}
 	}
 	return nil

@@ -29,6 +29,7 @@ type upOptions struct {
 	ztunnels []string
 	detach   bool
 	plain    bool
+	timeout  time.Duration
 	daemon   bool // the process that --detach leaves behind
 }
 
@@ -53,6 +54,7 @@ Ctrl-C, culvert down, or the end of this process remove everything that it made.
 	f.IntVar(&o.nodes, "nodes", 2, "how many nodes")
 	f.StringArrayVar(&o.ztunnels, "ztunnel", nil, "NODE=PATH: run that program as the node's ztunnel (repeatable)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "return when the mesh is ready, and leave it running")
+	f.DurationVar(&o.timeout, "timeout", 2*time.Minute, "with --detach: give up when it is not ready after so long")
 	f.BoolVar(&o.plain, "plain", false, "print events as lines, also on a terminal")
 	f.BoolVar(&o.daemon, "daemon", false, "")
 	_ = f.MarkHidden("daemon")
@@ -164,7 +166,7 @@ func detach(ctx context.Context, e *env, o upOptions, folders []string) error {
 	if err := client.Dir().Free(); err != nil {
 		return err
 	}
-	d, err := startDaemon(o, folders)
+	d, err := startDaemon(o, client.Dir(), folders)
 	if err != nil {
 		return err
 	}
@@ -173,7 +175,9 @@ func detach(ctx context.Context, e *env, o upOptions, folders []string) error {
 	go func() {
 		_ = logfile.Follow(following, d.log, func(line []byte) { fmt.Fprintf(e.stdout, "%s\n", line) })
 	}()
-	if err := d.awaitReady(ctx, client); err != nil {
+	waiting, cancel := context.WithTimeoutCause(ctx, o.timeout, errNotReady)
+	defer cancel()
+	if err := d.awaitReady(waiting, client); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.stdout, "mesh %q is ready; stop it with: culvert down --name %s\n", o.name, o.name)
@@ -189,12 +193,15 @@ type daemon struct {
 
 // startDaemon starts this program again, in a session of its own, with its output
 // in a file.
-func startDaemon(o upOptions, folders []string) (*daemon, error) {
+func startDaemon(o upOptions, dir laptop.Dir, folders []string) (*daemon, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.CreateTemp("", "culvert-up-"+o.name+"-*.log")
+	if err := os.MkdirAll(laptop.Root, 0o755); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(dir.UpLog())
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +211,6 @@ func startDaemon(o upOptions, folders []string) (*daemon, error) {
 		args = append(args, "--ztunnel", z)
 	}
 	cmd := exec.Command(self, append(args, folders...)...)
-	cmd.Env = append(os.Environ(), daemonLog+"="+log.Name())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -215,10 +221,6 @@ func startDaemon(o upOptions, folders []string) (*daemon, error) {
 	go func() { d.exited <- cmd.Wait() }()
 	return d, nil
 }
-
-// daemonLog is the variable that tells the detached process its log file, which
-// it removes at the end.
-const daemonLog = "CULVERT_UP_LOG"
 
 // awaitReady waits until the mesh is ready; one that ends before is an error
 // with the last lines that it printed, and on ctx it is stopped.
@@ -233,11 +235,29 @@ func (d *daemon) awaitReady(ctx context.Context, client *laptop.Client) error {
 		default:
 		}
 		if err := run.Sleep(ctx, 50*time.Millisecond); err != nil {
+			err = whyNot(err, client)
 			_ = d.cmd.Process.Signal(syscall.SIGTERM)
 			<-d.exited
 			return err
 		}
 	}
+}
+
+// errNotReady says that a mesh took too long.
+var errNotReady = errors.New("the mesh is not ready in time and was stopped")
+
+// whyNot adds what is missing to errNotReady.
+func whyNot(err error, client *laptop.Client) error {
+	if !errors.Is(err, errNotReady) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	st, serr := client.Status(ctx)
+	if serr != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, strings.Join(append(st.NotReady, problems(st)...), "; "))
 }
 
 func (d *daemon) lastWords() error {

@@ -124,8 +124,15 @@ func (d Dir) taken(f *os.File) error {
 		"stop it with: culvert down --name %s, or give this one another --name", name)
 }
 
-// release gives the lock back and removes its file.
+// UpLog is where a detached mesh tells its events. It lies beside the folder, as
+// the lock does.
+func (d Dir) UpLog() string { return string(d) + ".log" }
+
+// release gives the lock back and removes what lies beside the folder.
 func (l *lock) release(d Dir) error {
+	if err := os.Remove(d.UpLog()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, os.Remove(d.lockPath()), l.f.Close())
+	}
 	return errors.Join(os.Remove(d.lockPath()), l.f.Close())
 }
 
