@@ -216,6 +216,7 @@ type ztunnel struct {
 
 	named map[mesh.PodUID]bool // since the snapshot began
 	full  bool                 // takes no pod
+	ruled int                  // how many pods were redirected already when they came
 }
 
 func (w *world) ztunnel() *ztunnel {
@@ -253,6 +254,13 @@ func (z *ztunnel) Add(_ context.Context, uid mesh.PodUID, info mesh.PodInfo, ns 
 	defer z.mu.Unlock()
 	if z.full {
 		return errors.New("no room")
+	}
+	ruled, err := redirect.Applied(ns)
+	if err != nil {
+		return err
+	}
+	if ruled {
+		z.ruled++
 	}
 	z.pods[uid] = ns.ID()
 	z.named[uid] = true
@@ -361,6 +369,13 @@ func TestLabelsFlipLive(t *testing.T) {
 	ns1, _ := w.sandbox("u1")
 	ns2, _ := w.sandbox("u2")
 	w.start()
+	w.namespace("ambient")
+	w.await("the pod misses a ztunnel", func() bool { return w.state("u1") == "pending" && w.annotation("u1") == enroll.RedirectionPending })
+	if w.captured(ns1) {
+		t.Error("a running pod is redirected to a ztunnel that is not there")
+	}
+	w.namespace("none")
+	w.await("the pod is out", func() bool { return w.state("u1") == "out" })
 	z := w.ztunnel()
 	for range 2 {
 		w.namespace("ambient")
@@ -376,6 +391,11 @@ func TestLabelsFlipLive(t *testing.T) {
 	}
 	w.pod("u2", ", labels: {istio.io/dataplane-mode: ambient}")
 	w.await("the labelled pod is in", func() bool { return z.has()["u2"] == ns2.ID() })
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.ruled > 0 {
+		t.Errorf("%d pods were redirected before ztunnel had them", z.ruled)
+	}
 	raw, err := os.ReadFile(w.cfg.Eligibility)
 	var e eligibility
 	if err := json.Unmarshal(raw, &e); err != nil {

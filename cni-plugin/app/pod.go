@@ -23,8 +23,8 @@ type state uint8
 
 const (
 	out      state = iota // not captured
-	pending               // rules are in, no ztunnel has taken it
-	enrolled              // a ztunnel has taken it
+	pending               // to be captured; rules may be in already, no ztunnel has taken it
+	enrolled              // a ztunnel has taken it, and rules are in
 	leaving               // nothing new is captured, older connections go on
 )
 
@@ -212,9 +212,16 @@ func (p *pod) adopt(ns *netns.NS) {
 	old.Close()
 }
 
-// join puts the rules in, gives the pod to ztunnel and notes it on the pod. What
-// is done already is left; so joining twice, or after a change, is the same.
+// join gives the pod to ztunnel, puts the rules in and notes it on the pod, in that
+// order: a rule that redirected to listeners that are not there yet would refuse
+// the connections of a pod that runs. What is done already is left; so joining
+// twice, or after a change, is the same.
 func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error {
+	if p.state != enrolled {
+		if err := p.give(ctx, spec); err != nil {
+			return err
+		}
+	}
 	rules := redirect.Pod(p.options(spec, c))
 	if text := rules.String(); text != p.rules {
 		if err := redirect.Apply(p.ns, rules); err != nil {
@@ -222,18 +229,22 @@ func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error
 		}
 		p.rules = text
 	}
-	if p.state == enrolled {
-		return p.annotate(enroll.RedirectionEnabled)
+	if p.state != enrolled {
+		p.state, p.taken = enrolled, false
+		p.log.Info("pod joined the mesh", "namespace", p.ns.ID().String())
 	}
+	return p.annotate(enroll.RedirectionEnabled)
+}
+
+// give hands the pod's namespace to ztunnel, which opens its listeners there.
+func (p *pod) give(ctx context.Context, spec enroll.Pod) error {
 	p.state = pending
 	p.publish(p.ns, true)
-	if err := p.agent.zds.Add(ctx, p.uid, spec.Info(), p.ns); err != nil {
+	err := p.agent.zds.Add(ctx, p.uid, spec.Info(), p.ns)
+	if err != nil {
 		p.notTaken(err)
-		return err
 	}
-	p.state, p.taken = enrolled, false
-	p.log.Info("pod joined the mesh", "namespace", p.ns.ID().String())
-	return p.annotate(enroll.RedirectionEnabled)
+	return err
 }
 
 // notTaken notes that the pod waits for a ztunnel. One that an earlier agent's
