@@ -44,7 +44,7 @@ func (c *conn) open(ctx context.Context, req hbone.Request) (*stream, *hbone.Res
 	case <-s.answer:
 	case <-s.done:
 	case <-ctx.Done():
-		s.Reset(hbone.Cancel)
+		_ = s.Close() // the answer, and bytes behind it, may be here already
 		return nil, nil, giveUp(ctx, req.Authority)
 	}
 	return s.outcome(req)

@@ -17,6 +17,10 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/tlsconn"
 )
 
+// maxTries is how often one opener sends a request that the peer refuses, and how
+// many connections it waits for that take no streams.
+const maxTries = 5
+
 // maxSpread is how many connections to one peer queueing delay alone may open.
 const maxSpread = 4
 
@@ -79,6 +83,13 @@ func (d *dial) failure() error {
 	return d.c.err
 }
 
+// leaving reports whether the connection takes no more streams.
+func (c *conn) leaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.away
+}
+
 // NewPool returns an empty pool. It works at once; Run ends it with its context.
 func NewPool(cfg PoolConfig) *Pool {
 	if cfg.MaxStreams == 0 {
@@ -104,16 +115,23 @@ func (p *Pool) Run(ctx context.Context) error {
 }
 
 // Open implements hbone.Opener. A request that the peer certainly has not
-// processed is sent once more, on another connection.
+// processed is sent again, a few times at most.
 func (p *Pool) Open(ctx context.Context, to hbone.Peer, req hbone.Request) (hbone.Stream, *hbone.Response, error) {
 	s, resp, err := p.openOnce(ctx, to, req)
-	if errors.Is(err, errRefused) && ctx.Err() == nil {
+	for again := 1; again < maxTries && refused(err) && ctx.Err() == nil; again++ {
 		s, resp, err = p.openOnce(ctx, to, req)
 	}
 	if err != nil {
 		return nil, resp, err
 	}
 	return s, resp, nil
+}
+
+// refused reports whether the peer has said that it did not process a request: by
+// GOAWAY, or because it came before we knew how many streams the peer takes.
+func refused(err error) bool {
+	reset, ok := errors.AsType[*hbone.ResetError](err)
+	return errors.Is(err, errRefused) || ok && reset.Remote && reset.Code == hbone.RefusedStream
 }
 
 func (p *Pool) openOnce(ctx context.Context, to hbone.Peer, req hbone.Request) (*stream, *hbone.Response, error) {
@@ -127,7 +145,7 @@ func (p *Pool) openOnce(ctx context.Context, to hbone.Peer, req hbone.Request) (
 // conn returns a connection on which a slot is reserved for the caller.
 func (p *Pool) conn(ctx context.Context, to hbone.Peer) (*conn, error) {
 	k := keyOf(to)
-	for {
+	for away := 0; ; {
 		c, d, err := p.pick(k, to)
 		if c != nil || err != nil {
 			return c, err
@@ -136,6 +154,12 @@ func (p *Pool) conn(ctx context.Context, to hbone.Peer) (*conn, error) {
 		case <-d.done:
 			if err := d.failure(); err != nil {
 				return nil, err
+			}
+			if d.c.leaving() {
+				away++
+			}
+			if away == maxTries {
+				return nil, reason.Newf(reason.Draining, "open tunnel", to.Addr.String(), "the peer sent %d connections in a row away", away)
 			}
 		case <-ctx.Done():
 			return nil, giveUp(ctx, to.Addr.String())

@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/net/http2"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
@@ -75,6 +78,68 @@ func TestPoolHonoursPeersLimit(t *testing.T) {
 	for _, s := range streams {
 		_ = s.Close()
 	}
+}
+
+// Streams that are opened before the peer's limit is known, and refused, are
+// opened again.
+func TestPoolBeforePeersLimit(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, acceptAndHold, func(_ *PoolConfig, sc *ServerConfig) { sc.MaxStreams = 5 })
+	for i := range byte(10) {
+		to := m.peer
+		to.LocalIP = netip.AddrFrom4([4]byte{10, 0, 0, i}) // so that all connections are new
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				s, _, err := m.pool.Open(context.Background(), to, request("10.0.0.1:80"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = s.Close()
+			})
+		}
+		wg.Wait()
+	}
+}
+
+// An opener does not go on for ever with a peer that sends every connection away.
+func TestPeerAlwaysAway(t *testing.T) {
+	t.Parallel()
+	var dials atomic.Int64
+	ca := hbonetest.NewCA(t)
+	ln := hbonetest.Listen(t)
+	cfg := ca.Server(t, serverID)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go sendAway(tls.Server(c, cfg))
+		}
+	}()
+	p := NewPool(PoolConfig{TLS: constantTLS(ca.Client(t, clientID, serverID)), Dial: func(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
+		dials.Add(1)
+		return dialTCP(ctx, addr)
+	}})
+	defer p.Close()
+	_, _, err := p.Open(context.Background(), peerAt(t, ln.Addr().String()), request("10.0.0.1:80"))
+	if reason.Of(err) != reason.Draining {
+		t.Errorf("open: %v", err)
+	}
+	if n := dials.Load(); n > maxTries*(maxTries+1) {
+		t.Errorf("%d dials", n)
+	}
+}
+
+// sendAway speaks HTTP/2 just so far that the client knows it must go.
+func sendAway(c net.Conn) {
+	defer c.Close()
+	fr := http2.NewFramer(c, c)
+	_ = fr.WriteSettings()
+	_ = fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+	_, _ = io.Copy(io.Discard, c)
 }
 
 // While servers drain and are replaced under load no request fails.
