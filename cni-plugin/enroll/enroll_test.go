@@ -1,62 +1,23 @@
 package enroll_test
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/podsource"
 	"github.com/culvert-mesh/culvert/pkg/folder"
+	"github.com/culvert-mesh/culvert/pkg/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the wanted decisions")
 
 // Each case is a file: the pod and its namespace as YAML, the wanted decision.
 func TestDecide(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			decideFile(t, path)
-		})
-	}
-}
-
-func decideFile(t *testing.T, path string) {
-	ar, err := txtar.ParseFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pod enroll.Pod
-	var ns enroll.Namespace
-	for i, f := range ar.Files {
-		switch f.Name {
-		case "objects.yaml":
-			pod, ns = parse(t, f.Data)
-		case "want":
-			got := render(enroll.Decide(enroll.DefaultConfig(), pod, ns))
-			if *update {
-				ar.Files[i].Data = []byte(got)
-			} else if got != string(f.Data) {
-				t.Errorf("got\n%swant\n%s", got, f.Data)
-			}
-		}
-	}
-	if *update {
-		if err := os.WriteFile(path, txtar.Format(ar), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		pod, ns := parse(t, c.Section(t, "objects.yaml"))
+		c.Want(t, "want", render(enroll.Decide(enroll.DefaultConfig(), pod, ns)))
+	})
 }
 
 func parse(t *testing.T, data []byte) (pod enroll.Pod, ns enroll.Namespace) {

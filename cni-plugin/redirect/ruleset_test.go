@@ -1,19 +1,16 @@
 package redirect
 
 import (
-	"flag"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func goldenOptions() map[string]Ruleset {
 	node := Probe{Source: netip.MustParseAddr("10.244.1.1"), Ports: []uint16{9090, 8080, 8080}}
@@ -34,19 +31,7 @@ func goldenOptions() map[string]Ruleset {
 func TestRulesetGolden(t *testing.T) {
 	t.Parallel()
 	for name, rs := range goldenOptions() {
-		path := filepath.Join("testdata", name+".nft")
-		if *update {
-			if err := os.WriteFile(path, []byte(rs.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if rs.String() != string(want) {
-			t.Errorf("%s: got\n%swant\n%s", name, rs, want)
-		}
+		golden.File(t, filepath.Join("testdata", name+".nft"), rs.String())
 	}
 }
 

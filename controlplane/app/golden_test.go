@@ -3,7 +3,6 @@ package app
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/rogpeppe/go-internal/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/culvert-mesh/culvert/controlplane/compile"
@@ -22,58 +19,30 @@ import (
 	"github.com/culvert-mesh/culvert/controlplane/xds/waypoint"
 	"github.com/culvert-mesh/culvert/controlplane/xds/workload"
 	"github.com/culvert-mesh/culvert/pkg/folder"
+	"github.com/culvert-mesh/culvert/pkg/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the wanted results in testdata")
 
 // TestGolden reads each archive's YAML files and compares the resources and the
 // findings with the archive's "want" files. A want/resources file lists what the
 // resources whose name contains the words in its name's place hold.
 func TestGolden(t *testing.T) {
 	t.Parallel()
-	paths, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(paths) == 0 {
-		t.Fatal(paths, err)
-	}
-	for _, path := range paths {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			golden(t, path)
-		})
-	}
-}
-
-func golden(t *testing.T, path string) {
-	a, err := txtar.ParseFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	for _, f := range a.Files {
-		if !strings.HasPrefix(f.Name, "want/") {
-			if err := os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644); err != nil {
-				t.Fatal(err)
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		dir := t.TempDir()
+		for _, f := range c.Files() {
+			if !strings.HasPrefix(f.Name, "want/") {
+				if err := os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-	}
-	got := map[string]string{}
-	got["want/resources"], got["want/findings"] = results(t, dir)
-	for i, f := range a.Files {
-		g, ok := got[f.Name]
-		if !ok {
-			continue
+		resources, findings := results(t, dir)
+		for name, got := range map[string]string{"want/resources": resources, "want/findings": findings} {
+			if c.Has(name) {
+				c.Want(t, name, got)
+			}
 		}
-		if *update {
-			a.Files[i].Data = []byte(g)
-		} else if diff := cmp.Diff(string(f.Data), g); diff != "" {
-			t.Errorf("%s %s (-want +got; -update rewrites):\n%s", path, f.Name, diff)
-		}
-	}
-	if *update {
-		if err := os.WriteFile(path, txtar.Format(a), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 }
 
 // results compiles a folder.

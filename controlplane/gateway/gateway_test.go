@@ -1,18 +1,14 @@
 package gateway
 
 import (
-	"flag"
-	"os"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/yaml"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
-
-var update = flag.Bool("update", false, "rewrite the wanted results in testdata")
 
 // TestRender compares what a waypoint Gateway renders into with the golden YAML.
 func TestRender(t *testing.T) {
@@ -35,19 +31,7 @@ func TestRender(t *testing.T) {
 		}
 		got.Files = append(got.Files, txtar.File{Name: o.name, Data: text})
 	}
-	const golden = "testdata/waypoint.txtar"
-	if *update {
-		if err := os.WriteFile(golden, txtar.Format(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(txtar.Format(got))); diff != "" {
-		t.Errorf("-want +got (-update rewrites):\n%s", diff)
-	}
+	golden.File(t, "testdata/waypoint.txtar", string(txtar.Format(got)))
 }
 
 func TestRenderErrors(t *testing.T) {

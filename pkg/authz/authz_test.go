@@ -1,24 +1,18 @@
 package authz
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/txtar"
-
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
 )
-
-var update = flag.Bool("update", false, "rewrite the wanted verdicts in testdata")
 
 // TestCases runs testdata/*.txtar. A file holds policies (policies.yaml, the form
 // of LOCAL_XDS_PATH), connections (one per line: identity or "-", source,
@@ -26,46 +20,14 @@ var update = flag.Bool("update", false, "rewrite the wanted verdicts in testdata
 // verdicts, line by line.
 func TestCases(t *testing.T) {
 	t.Parallel()
-	paths, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range paths {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			a, err := txtar.ParseFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := runCase(t, section(t, a, "policies.yaml"), section(t, a, "connections"))
-			if *update {
-				a.Files[2].Data = []byte(got)
-				if err := os.WriteFile(path, txtar.Format(a), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if want := section(t, a, "verdicts"); got != want {
-				t.Errorf("got\n%swant\n%s", got, want)
-			}
-		})
-	}
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		c.Want(t, "verdicts", runCase(t, c.Section(t, "policies.yaml"), string(c.Section(t, "connections"))))
+	})
 }
 
-func section(t *testing.T, a *txtar.Archive, name string) string {
+func runCase(t *testing.T, policies []byte, connections string) string {
 	t.Helper()
-	for _, f := range a.Files {
-		if f.Name == name {
-			return string(f.Data)
-		}
-	}
-	t.Fatalf("no section %s", name)
-	return ""
-}
-
-func runCase(t *testing.T, policies, connections string) string {
-	t.Helper()
-	_, _, list, err := localxds.Parse([]byte(policies))
+	_, _, list, err := localxds.Parse(policies)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,14 +13,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func workload(ns, name string) *mesh.Workload {
 	return &mesh.Workload{
@@ -59,23 +55,6 @@ func scrape(t testing.TB, reg *prometheus.Registry, prefix string) string {
 	return out.String()
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := "testdata/" + name
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s differs (go test -update rewrites it):\n%s", path, d)
-	}
-}
-
 func TestTCPExposition(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
@@ -93,7 +72,7 @@ func TestTCPExposition(t *testing.T) {
 	tcp.SocketOpened(Source)
 	tcp.SocketOpened(Source)
 	tcp.SocketClosed(Source)
-	golden(t, "tcp.txt", scrape(t, reg, "istio_"))
+	golden.File(t, "testdata/tcp.txt", scrape(t, reg, "istio_"))
 }
 
 func TestRequestExposition(t *testing.T) {
@@ -108,7 +87,7 @@ func TestRequestExposition(t *testing.T) {
 	failed := Flow{Reporter: Waypoint, Source: front, Service: svc}
 	requests.Series(RequestFlow{Flow: failed, Protocol: "http"}).Observe(Response{Code: 503, Flags: "UH"})
 	requests.Series(RequestFlow{Flow: f, Protocol: "grpc"}).Observe(Response{Code: 200, GRPCStatus: "0", RequestMessages: 1, ResponseMessages: 3})
-	golden(t, "requests.txt", scrape(t, reg, "istio_"))
+	golden.File(t, "testdata/requests.txt", scrape(t, reg, "istio_"))
 }
 
 func TestRegistryHasWhatDashboardsRead(t *testing.T) {

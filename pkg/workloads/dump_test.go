@@ -1,18 +1,12 @@
 package workloads
 
 import (
-	"bytes"
 	"encoding/json"
-	"flag"
-	"os"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
 )
-
-var update = flag.Bool("update", false, "rewrite testdata/dump.json")
 
 // load fills a store from testdata/mesh.yaml.
 func load(t *testing.T) *Store {
@@ -33,19 +27,7 @@ func TestDump(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got = append(got, '\n')
-	if *update {
-		if err := os.WriteFile("testdata/dump.json", got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("testdata/dump.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("dump (-want +got):\n%s", cmp.Diff(string(want), string(got)))
-	}
+	golden.File(t, "testdata/dump.json", string(got)+"\n")
 }
 
 // istioctl is what the command line tool of Istio reads of a dump, with its types.

@@ -3,15 +3,14 @@ package router_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	"github.com/rogpeppe/go-internal/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	pkgxds "github.com/culvert-mesh/culvert/pkg/xds"
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/http"
@@ -26,34 +25,12 @@ import (
 //	GET host/path?query name:value … -> route
 func TestCases(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
-	}
-	for _, name := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(name), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			runCase(t, name)
-		})
-	}
-}
-
-func runCase(t *testing.T, name string) {
-	ar, err := txtar.ParseFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var table config.Routes
-	for _, f := range ar.Files {
-		switch f.Name {
-		case "routes.json":
-			table = decode(t, f.Data)
-		case "requests":
-			for line := range strings.Lines(string(f.Data)) {
-				checkLine(t, table, strings.TrimSpace(line))
-			}
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		table := decode(t, c.Section(t, "routes.json"))
+		for line := range strings.Lines(string(c.Section(t, "requests"))) {
+			checkLine(t, table, strings.TrimSpace(line))
 		}
-	}
+	})
 }
 
 func decode(t *testing.T, data []byte) config.Routes {

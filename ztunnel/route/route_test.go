@@ -2,23 +2,17 @@ package route
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/rogpeppe/go-internal/txtar"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
 )
-
-var update = flag.Bool("update", false, "rewrite the want sections of testdata")
 
 // TestCases runs testdata/*.txtar: a mesh in shorthand, connections, and where
 // they are wanted to go, line by line.
@@ -29,43 +23,14 @@ var update = flag.Bool("update", false, "rewrite the want sections of testdata")
 //	server <- 10.0.0.2:8080         a CONNECT that arrives at pod server; see Deliver
 func TestCases(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("testdata: %d files, %v", len(files), err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			runCase(t, file)
-		})
-	}
-}
-
-func runCase(t *testing.T, file string) {
-	ar, err := txtar.ParseFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sections := map[string]*txtar.File{}
-	for i := range ar.Files {
-		sections[ar.Files[i].Name] = &ar.Files[i]
-	}
-	m := parseMesh(t, sections["mesh.yaml"].Data)
-	var got bytes.Buffer
-	for line := range strings.Lines(string(sections["flow"].Data)) {
-		fmt.Fprintln(&got, m.answer(t, strings.TrimSpace(line)))
-	}
-	want := sections["want"]
-	if *update {
-		want.Data = got.Bytes()
-		if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
-			t.Fatal(err)
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		m := parseMesh(t, c.Section(t, "mesh.yaml"))
+		var got bytes.Buffer
+		for line := range strings.Lines(string(c.Section(t, "flow"))) {
+			fmt.Fprintln(&got, m.answer(t, strings.TrimSpace(line)))
 		}
-		return
-	}
-	if diff := cmp.Diff(string(want.Data), got.String()); diff != "" {
-		t.Errorf("%s: -want +got\n%s", strings.TrimSpace(string(ar.Comment)), diff)
-	}
+		c.Want(t, "want", got.String())
+	})
 }
 
 // shorthand is the mesh.yaml of a case.
