@@ -118,7 +118,7 @@ func (c *Conn) ReadBatch(p []byte) (int, error) {
 // readBuffered decrypts what has been received into p.
 func (c *Conn) readBuffered(p []byte) (int, error) {
 	n := 0
-	for c.readErr == nil && n < len(p) && (c.pending || c.readErr != nil || c.t.whole()) {
+	for c.readErr == nil && n < len(p) && (c.pending || c.t.whole()) {
 		m, err := c.tls.Read(p[n:])
 		n += m
 		c.pending = m > 0 && n == len(p)
