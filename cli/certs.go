@@ -13,7 +13,7 @@ import (
 )
 
 func certsCommand(e *env) *cobra.Command {
-	c := &cobra.Command{Use: "certs", Short: "Show the identities that each node's ztunnel holds certificates for", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "certs", Short: "Show the identities that each proxy holds certificates for", Args: cobra.NoArgs}
 	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := laptop.NewClient(*name)
@@ -40,26 +40,30 @@ type heldCert struct {
 	} `json:"certChain"`
 }
 
-func printCerts(w io.Writer, nodes []laptop.NodeCerts) error {
+func printCerts(w io.Writer, nodes []laptop.HeldCerts) error {
 	var rows [][]string
 	for _, n := range nodes {
 		if n.Error != "" {
-			rows = append(rows, []string{n.Node, "unknown: " + n.Error, "", "", ""})
+			rows = append(rows, []string{n.Node, n.Proxy, "unknown: " + n.Error, "", "", ""})
 			continue
 		}
-		var held []heldCert
+		held := []heldCert{}
+		if len(n.Certificates) == 0 {
+			continue
+		}
 		if err := json.Unmarshal(n.Certificates, &held); err != nil {
 			return fmt.Errorf("certificates of %s: %w", n.Node, err)
 		}
 		for _, h := range held {
-			serial, from, until := "", "", ""
+			serial, valid := "", ""
 			if len(h.CertChain) > 0 {
 				leaf := h.CertChain[0]
-				serial, from, until = leaf.SerialNumber, leaf.ValidFrom.Local().Format(time.DateTime), leaf.ExpirationTime.Local().Format(time.DateTime)
+				serial = leaf.SerialNumber
+				valid = leaf.ValidFrom.UTC().Format(time.RFC3339) + " – " + leaf.ExpirationTime.UTC().Format(time.RFC3339)
 			}
 			state, _, _ := strings.Cut(h.State, "\n")
-			rows = append(rows, []string{n.Node, h.Identity, state, serial, strings.ReplaceAll(from, " ", "T") + " – " + strings.ReplaceAll(until, " ", "T")})
+			rows = append(rows, []string{n.Node, n.Proxy, h.Identity, state, serial, valid})
 		}
 	}
-	return table(w, "NODE IDENTITY STATE SERIAL VALID", rows)
+	return table(w, "NODE PROXY IDENTITY STATE SERIAL VALID", rows)
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,9 +23,8 @@ func execCommand(e *env) *cobra.Command {
 POD is NAMESPACE/NAME, a NAME that is unique, or the name of a Deployment, which
 means one of its pods. The pod finds this program as "culvert".`,
 		Example: "  culvert exec frontend -- culvert fetch http://cart/",
-		Args:    cobra.MinimumNArgs(2),
 	}
-	name := nameFlag(e, c)
+	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if c.ArgsLenAtDash() != 1 {
 			return laptop.WithHint(fmt.Errorf("exec wants one pod, then --, then a command"), "culvert exec POD -- CMD")
@@ -41,9 +42,39 @@ means one of its pods. The pod finds this program as "culvert".`,
 		if err != nil {
 			return err
 		}
-		return execIn(e, p, command)
+		if out.format == "text" {
+			return execIn(e, p, command)
+		}
+		return execRecorded(e, out, p, command)
 	}
 	return c
+}
+
+// execution is what a command in a pod did, for -o json.
+type execution struct {
+	Pod      string   `json:"pod"`
+	Node     string   `json:"node"`
+	Command  []string `json:"command"`
+	ExitCode int      `json:"exit_code"`
+	Stdout   string   `json:"stdout"`
+	Stderr   string   `json:"stderr"`
+}
+
+// execRecorded runs a command and writes what it did as one value. Its status
+// is ours, as without it.
+func execRecorded(e *env, out *output, p *laptop.PodStatus, command []string) error {
+	var stdout, stderr bytes.Buffer
+	inner := &env{stdin: e.stdin, stdout: &stdout, stderr: &stderr, environ: e.environ}
+	err := execIn(inner, p, command)
+	var status exitStatus
+	if err != nil && !errors.As(err, &status) {
+		return err
+	}
+	x := execution{p.Namespace + "/" + p.Name, p.Node, command, int(status), stdout.String(), stderr.String()}
+	if werr := out.write(e.stdout, x, nil); werr != nil {
+		return werr
+	}
+	return err
 }
 
 func execIn(e *env, p *laptop.PodStatus, command []string) error {

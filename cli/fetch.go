@@ -25,7 +25,7 @@ func fetchCommand(e *env) *cobra.Command {
 
 Status 1 when anything failed: no answer, or an HTTP status from 400.`,
 		Example: "  culvert exec frontend -- culvert fetch http://catalog/ --count 100 --by X-Echo-Version",
-		Args:    cobra.ExactArgs(1),
+		Args:    exactly(1, "fetch wants one URL", "such as: culvert exec frontend -- culvert fetch http://cart/"),
 	}
 	var o fetch.Options
 	var headers []string

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -23,6 +24,26 @@ func nameFlag(e *env, c *cobra.Command) *string {
 }
 
 func meshName(e *env) string { return cmp.Or(pod.Getenv(e.environ, "CULVERT_NAME"), defaultName) }
+
+// atLeastOne refuses to run a verb without arguments, and says what it wants.
+func atLeastOne(wants, hint string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return laptop.WithHint(errors.New(wants), "%s", hint)
+		}
+		return nil
+	}
+}
+
+// exactly is atLeastOne for a verb that takes n arguments.
+func exactly(n int, wants, hint string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return laptop.WithHint(errors.New(wants), "%s", hint)
+		}
+		return nil
+	}
+}
 
 // output is the -o flag of reading verbs.
 type output struct{ format string }

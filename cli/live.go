@@ -103,12 +103,16 @@ func (v *liveView) page(st *laptop.Status, connections []string) []string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "culvert · mesh %q · %s · up %s · Ctrl-C stops it and removes everything\n\n", st.Name, state, age(st.Since))
+	list := problems(st)
+	for _, p := range list {
+		b.WriteString("! " + p + "\n")
+	}
+	if len(list) > 0 {
+		b.WriteString("\n")
+	}
 	_ = table(&b, "COMPONENT STATE PROCESS RESTARTS REPLACED SINCE LAST-EXIT", componentRows(st))
 	b.WriteString("\n")
 	_ = table(&b, "POD NODE ADDRESS MESH READY RESTARTS AGE IDENTITY", podRows(st))
-	for _, p := range problems(st) {
-		b.WriteString("! " + p + "\n")
-	}
 	b.WriteString("\nrecent connections\n")
 	for _, c := range connections {
 		b.WriteString("  " + c + "\n")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -47,7 +48,11 @@ func logCommand(e *env) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if _, err := client.Status(c.Context()); err != nil {
+		st, err := client.Status(c.Context())
+		if err != nil {
+			return err
+		}
+		if err := f.check(st); err != nil {
 			return err
 		}
 		show, err := recordPrinter(e, out)
@@ -98,6 +103,21 @@ func showLog(ctx context.Context, dir string, f logFilter, last int, follow bool
 	return nil
 }
 
+// check refuses values that no line can have.
+func (f logFilter) check(st *laptop.Status) error {
+	if f.direction != "" && f.direction != "inbound" && f.direction != "outbound" {
+		return laptop.WithHint(fmt.Errorf("--direction %s: there is no such direction", f.direction), "inbound or outbound")
+	}
+	var nodes []string
+	for _, n := range st.Nodes {
+		nodes = append(nodes, n.Name)
+	}
+	if f.node != "" && !slices.Contains(nodes, f.node) {
+		return laptop.WithHint(fmt.Errorf("--node %s: there is no such node", f.node), "%s", strings.Join(nodes, ", "))
+	}
+	return nil
+}
+
 func (f logFilter) matches(r access.Record) bool {
 	switch {
 	case f.pod != "" && !strings.Contains(r.SrcWorkload, f.pod) && !strings.Contains(r.DstWorkload, f.pod),
@@ -128,7 +148,7 @@ func (r *recentConnections) follow(ctx context.Context, dir laptop.Dir) {
 	access.Follow(ctx, dir.Logs(), func(rec access.Record) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.list = append(r.list, rec.String()); len(r.list) > r.max {
+		if r.list = append(r.list, rec.Short()); len(r.list) > r.max {
 			r.list = r.list[1:]
 		}
 	})

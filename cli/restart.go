@@ -19,8 +19,10 @@ TARGET is one of
   ztunnel, ztunnel/NODE      a successor starts beside it and takes over, then it drains
   NAMESPACE/DEPLOYMENT       new pods become ready before old ones leave (also a waypoint)
   agent, agent/NODE          stopped and started
-  controlplane               stopped and started`,
-		Args: cobra.MinimumNArgs(1),
+  controlplane               stopped and started
+
+or the name of a component as culvert ps shows it.`,
+		Args: atLeastOne("restart wants what to replace", "such as: culvert restart ztunnel/node-1"),
 	}
 	name, out := nameFlag(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {

@@ -46,7 +46,7 @@ command as a process of this machine; the image culvert/echo is built in.
 
 Ctrl-C, culvert down, or the end of this process remove everything that it made.`,
 		Example: "  culvert up examples/shop\n  culvert up --detach --nodes 3 examples/shop",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    atLeastOne("up wants a folder of YAML", "such as: culvert up examples/shop"),
 	}
 	var o upOptions
 	f := c.Flags()
@@ -73,20 +73,31 @@ func newMesh(e *env, o upOptions, folders []string, event func(laptop.Event)) (*
 	if err != nil {
 		return nil, err
 	}
-	ztunnels := map[string]string{}
-	for _, s := range o.ztunnels {
-		node, path, ok := strings.Cut(s, "=")
-		if !ok {
-			return nil, laptop.WithHint(fmt.Errorf("--ztunnel %s: want NODE=PATH", s), "such as --ztunnel node-2=/usr/local/bin/ztunnel")
-		}
-		if ztunnels[node], err = filepath.Abs(path); err != nil {
-			return nil, err
-		}
+	ztunnels, err := ztunnelPrograms(o.ztunnels)
+	if err != nil {
+		return nil, err
 	}
 	return laptop.New(laptop.Config{
 		Name: o.name, Folders: folders, Nodes: o.nodes, Ztunnels: ztunnels, Self: self,
 		PATH: pod.Getenv(e.environ, "PATH"), Version: version, Log: slog.New(slog.DiscardHandler), Event: event,
 	})
+}
+
+// ztunnelPrograms reads NODE=PATH pairs; the paths become absolute.
+func ztunnelPrograms(pairs []string) (map[string]string, error) {
+	programs := map[string]string{}
+	for _, s := range pairs {
+		node, path, ok := strings.Cut(s, "=")
+		if !ok || path == "" {
+			return nil, laptop.WithHint(fmt.Errorf("--ztunnel %s: want NODE=PATH", s), "such as --ztunnel node-2=/usr/local/bin/ztunnel")
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		programs[node] = abs
+	}
+	return programs, nil
 }
 
 // up runs a mesh in this process.
@@ -162,6 +173,14 @@ func detach(ctx context.Context, e *env, o upOptions, folders []string) error {
 		if folders[i], err = filepath.Abs(folders[i]); err != nil {
 			return err
 		}
+	}
+	programs, err := ztunnelPrograms(o.ztunnels)
+	if err != nil {
+		return err
+	}
+	o.ztunnels = nil // said again with absolute paths: the daemon's folder is another
+	for node, path := range programs {
+		o.ztunnels = append(o.ztunnels, node+"="+path)
 	}
 	if err := client.Dir().Free(); err != nil {
 		return err

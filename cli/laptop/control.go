@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop/cluster"
 	"github.com/culvert-mesh/culvert/cli/laptop/supervise"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
 // serveControl answers the verbs of the command line on the control socket.
@@ -28,7 +30,7 @@ func (m *Mesh) serveControl(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ps", answer(func(r *http.Request) (any, error) { return m.Status(r.Context()) }))
-	mux.HandleFunc("GET /certs", answer(func(r *http.Request) (any, error) { return m.certs(r.Context()), nil }))
+	mux.HandleFunc("GET /certs", answer(func(r *http.Request) (any, error) { return m.certs(r.Context()) }))
 	mux.HandleFunc("POST /restart", answer(func(r *http.Request) (any, error) {
 		return m.Restart(r.Context(), r.URL.Query().Get("target"))
 	}))
@@ -64,33 +66,58 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-// NodeCerts is what one node's ztunnel holds, in its own words.
-type NodeCerts struct {
+// HeldCerts is what one proxy holds, in its own words: a node's ztunnel, or a
+// waypoint's pod.
+type HeldCerts struct {
 	Node         string          `json:"node"`
+	Proxy        string          `json:"proxy"`
 	Certificates json.RawMessage `json:"certificates,omitempty"`
 	Error        string          `json:"error,omitempty"`
 }
 
-func (m *Mesh) certs(ctx context.Context) (out []NodeCerts) {
+func (m *Mesh) certs(ctx context.Context) ([]HeldCerts, error) {
+	var out []HeldCerts
 	for _, n := range m.fabric.Nodes {
-		c := NodeCerts{Node: n.Name}
-		body, status, err := getInside(ctx, n.NS, mesh.PortAdmin, "/config_dump")
-		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("%s: HTTP status %d", ztunnelName(n.Name), status)
-		}
-		var dump struct {
-			Certificates json.RawMessage `json:"certificates"`
-		}
-		if err == nil {
-			err = json.Unmarshal(body, &dump)
-		}
-		if err != nil {
-			c.Error = err.Error()
-		}
-		c.Certificates = dump.Certificates
-		out = append(out, c)
+		out = append(out, certsAt(ctx, n.NS, HeldCerts{Node: n.Name, Proxy: ztunnelName(n.Name)}))
 	}
-	return out
+	st, err := m.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range st.Pods {
+		if p.Mesh != MeshWaypoint {
+			continue
+		}
+		held := HeldCerts{Node: p.Node, Proxy: p.Namespace + "/" + p.Name}
+		ns, err := netns.Open(m.fabric.PodPath(p.UID))
+		if err != nil {
+			held.Error = err.Error()
+			out = append(out, held)
+			continue
+		}
+		out = append(out, certsAt(ctx, ns, held))
+		ns.Close()
+	}
+	return out, nil
+}
+
+// certsAt asks the proxy whose admin port is in the namespace.
+func certsAt(ctx context.Context, ns *netns.NS, c HeldCerts) HeldCerts {
+	body, status, err := getInside(ctx, ns, mesh.PortAdmin, "/config_dump")
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("%s: HTTP status %d", c.Proxy, status)
+	}
+	var dump struct {
+		Certificates json.RawMessage `json:"certificates"`
+	}
+	if err == nil {
+		err = json.Unmarshal(body, &dump)
+	}
+	if err != nil {
+		c.Error = err.Error()
+	}
+	c.Certificates = dump.Certificates
+	return c
 }
 
 // Restart replaces what target names: "ztunnel", "ztunnel/node-1", "agent",
@@ -99,8 +126,8 @@ func (m *Mesh) Restart(ctx context.Context, target string) ([]string, error) {
 	kind, name, _ := strings.Cut(target, "/")
 	var units []string
 	switch {
-	case target == controlPlaneName:
-		units = []string{controlPlaneName}
+	case m.unit(target) != nil: // the name that ps shows
+		units = []string{target}
 	case kind == "ztunnel" || kind == "agent":
 		for _, n := range m.nodes {
 			if name == "" || name == n {
@@ -197,8 +224,8 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return st, c.do(ctx, http.MethodGet, "/ps", st)
 }
 
-// Certs asks every ztunnel for its certificates.
-func (c *Client) Certs(ctx context.Context) (out []NodeCerts, err error) {
+// Certs asks every proxy for its certificates.
+func (c *Client) Certs(ctx context.Context) (out []HeldCerts, err error) {
 	return out, c.do(ctx, http.MethodGet, "/certs", &out)
 }
 
@@ -250,6 +277,9 @@ func (c *Client) explain(err error) error {
 	hint := "start one with: culvert up FOLDER"
 	if names := Names(); len(names) > 0 {
 		hint = "running: " + strings.Join(names, ", ") + " (choose with --name)"
+	}
+	if _, err := os.Stat(string(c.dir)); err == nil && !c.dir.Running() {
+		hint = "it died; remove what it left with: culvert down --name " + c.name
 	}
 	return WithHint(fmt.Errorf("mesh %q %w", c.name, ErrNotRunning), "%s", hint)
 }

@@ -154,7 +154,7 @@ func (d Dir) Running() bool {
 	return d.Free() != nil
 }
 
-// Names returns the names of the meshes that have state on this machine.
+// Names returns the names of the meshes that run on this machine.
 func Names() []string {
 	entries, err := os.ReadDir(Root)
 	if err != nil {
@@ -162,7 +162,7 @@ func Names() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() && Dir(filepath.Join(Root, e.Name())).Running() {
 			names = append(names, e.Name())
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/cli/laptop/cluster"
@@ -285,7 +284,7 @@ type condition struct {
 
 func (c condition) problem() folder.Problem {
 	return folder.Problem{File: c.File, Line: c.Line, Object: c.Object, Field: c.Field, Reason: c.Reason,
-		Detail: strings.TrimSuffix("not "+c.Type+": "+c.Message, ": ")}
+		Detail: c.Message}
 }
 
 func texts[T fmt.Stringer](list []T) []string {

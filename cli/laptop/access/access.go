@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -91,6 +92,37 @@ func (r Record) String() string {
 		fmt.Fprintf(&b, " REFUSED %s", r.Error)
 	}
 	return b.String()
+}
+
+// Short is the record as one short line: what came of it before who it was.
+func (r Record) Short() string {
+	verdict := "ok"
+	switch {
+	case r.IsRequest():
+		verdict = strconv.Itoa(r.Status)
+	case r.Error != "":
+		verdict = "REFUSED"
+	}
+	line := fmt.Sprintf("%s %-7s %s → %s", r.Time.Local().Format("15:04:05"), verdict,
+		cmp.Or(shortPod(r.SrcWorkload), r.SrcAddr), cmp.Or(shortPod(r.DstWorkload), r.DstHBONE, r.DstAddr))
+	if r.IsRequest() {
+		line += " " + r.Method + " " + r.Path
+	} else {
+		line += " " + r.Direction
+	}
+	if r.Error != "" {
+		line += ": " + r.Error
+	}
+	return line + " " + r.SrcIdentity
+}
+
+// shortPod is a pod's name without the hash and the suffix that a Deployment adds.
+func shortPod(name string) string {
+	parts := strings.Split(name, "-")
+	if n := len(parts); n > 2 && len(parts[n-1]) == 5 && len(parts[n-2]) == 8 {
+		return strings.Join(parts[:n-2], "-")
+	}
+	return name
 }
 
 func party(ns, name, addr string) string {
