@@ -114,28 +114,46 @@ func servedPod(t *testing.T, source certs.Source, tunnel *mesh.AppTunnel, serve 
 	t.Helper()
 	pod, client := netnstest.Pair(t)
 	server = netnstest.PairA4.Addr()
+	node := newNode(t, dbStore(tunnel), source)
+	dup, err := pod.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, node.NewPod("uid", dbInfo, dup))
+	program(t, pod, serve)
+	return server, client
+}
+
+// dbStore knows one pod, on the first address of a pair.
+func dbStore(tunnel *mesh.AppTunnel) *workloads.Store {
 	store := workloads.New()
 	store.Apply(workloads.Update{Workloads: []*mesh.Workload{{
 		UID: "Kubernetes//Pod/shop/db-0", Name: "db-0", Namespace: "shop", ServiceAccount: "db", TrustDomain: "cluster.local",
-		Addresses: []netip.Addr{server}, Protocol: mesh.HBONE, AppTunnel: tunnel,
+		Addresses: []netip.Addr{netnstest.PairA4.Addr()}, Protocol: mesh.HBONE, AppTunnel: tunnel,
 	}}})
+	return store
+}
+
+var dbInfo = mesh.PodInfo{Name: "db-0", Namespace: "shop", ServiceAccount: "db"}
+
+func newNode(t *testing.T, known Mesh, source certs.Source) *Node {
 	levels, err := logging.NewLevels("off")
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := &Node{
+	return &Node{
 		Settings: Settings{Mark: mesh.MarkProxy, IPv6: true, Baggage: true, AppLoopback: true},
-		Mesh:     store,
+		Mesh:     known,
 		Certs:    source,
 		Metrics:  metrics.NewTCP(prometheus.NewRegistry(), metrics.TCPConfig{}),
 		Access:   accesslog.New(io.Discard, logging.Plain, levels),
 		Log:      slog.New(slog.DiscardHandler),
 	}
-	dup, err := pod.Dup()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := node.NewPod("uid", mesh.PodInfo{Name: "db-0", Namespace: "shop", ServiceAccount: "db"}, dup)
+}
+
+// start serves a pod until the test is over.
+func start(t *testing.T, p *Pod) {
+	t.Helper()
 	if err := p.Listen(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -147,8 +165,6 @@ func servedPod(t *testing.T, source certs.Source, tunnel *mesh.AppTunnel, serve 
 			t.Error(err)
 		}
 	})
-	program(t, pod, serve)
-	return server, client
 }
 
 func program(t *testing.T, pod *netns.NS, serve func(net.Conn)) {
@@ -176,6 +192,13 @@ func answerOK(c net.Conn) { io.WriteString(c, "ok") }
 // ask opens a tunnel with a certificate and returns what the program says.
 func ask(t *testing.T, from *netns.NS, server netip.Addr, svid *certs.SVID) (string, error) {
 	t.Helper()
+	text, _, err := askAll(t, from, server, svid)
+	return text, err
+}
+
+// askAll returns the answer to the CONNECT as well.
+func askAll(t *testing.T, from *netns.NS, server netip.Addr, svid *certs.SVID) (string, *hbone.Response, error) {
+	t.Helper()
 	pool := h2.NewPool(h2.PoolConfig{
 		Dial: func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 			return from.Dial(ctx, to, netns.DialOptions{})
@@ -187,15 +210,15 @@ func ask(t *testing.T, from *netns.NS, server netip.Addr, svid *certs.SVID) (str
 		},
 	})
 	defer pool.Close()
-	s, _, err := pool.Open(t.Context(), hbone.Peer{
+	s, resp, err := pool.Open(t.Context(), hbone.Peer{
 		Source: svid.ID, Addr: netip.AddrPortFrom(server, mesh.PortHBONE), LocalIP: netnstest.PairB4.Addr(),
 	}, hbone.Request{Authority: netip.AddrPortFrom(server, 5432).String()})
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer s.Close()
 	text, err := io.ReadAll(s)
-	return string(text), err
+	return string(text), resp, err
 }
 
 // TestInboundCertificates holds which clients are let in by their certificate.

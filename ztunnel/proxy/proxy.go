@@ -108,6 +108,7 @@ type Pod struct {
 	uid  mesh.PodUID
 	info mesh.PodInfo
 	ns   *netns.NS
+	own  mesh.Identity // of ztunnel itself; zero for the node's pods
 
 	outbound, plaintext, inbound *listener
 	origSrc                      bool // the namespace lets us bind foreign addresses
@@ -150,10 +151,35 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 	return p
 }
 
-// Listen opens the pod's three ports in its namespace. When one cannot be opened
-// none stays open.
+// NewOwn returns the proxy of ztunnel's own pod, in a namespace that is nil for the
+// process's. It takes tunnels only, so that whoever scrapes metrics through the
+// mesh reaches ours also where plaintext is refused; programs here are not
+// captured and do not see the client's address. The control plane must know the
+// pod before anybody gets in.
+func (n *Node) NewOwn(info mesh.PodInfo, id mesh.Identity, ns *netns.NS) *Pod {
+	p := n.NewPod("", info, ns)
+	p.own = id
+	return p
+}
+
+// ports are those that the pod listens on.
+func (p *Pod) ports() []port {
+	tunnels := port{&p.inbound, mesh.PortHBONE}
+	if !p.own.IsZero() {
+		return []port{tunnels}
+	}
+	return []port{{&p.outbound, mesh.PortOutbound}, {&p.plaintext, mesh.PortPlaintext}, tunnels}
+}
+
+type port struct {
+	slot   **listener
+	number uint16
+}
+
+// Listen opens the pod's ports in its namespace. When one cannot be opened none
+// stays open.
 func (p *Pod) Listen(ctx context.Context) error {
-	p.origSrc = p.node.Settings.OrigSrc
+	p.origSrc = p.node.Settings.OrigSrc && p.own.IsZero()
 	err := p.listenAll(ctx)
 	if err != nil && p.origSrc && !p.node.Settings.OrigSrcMust && errors.Is(err, unix.EPERM) {
 		p.origSrc = false
@@ -163,11 +189,8 @@ func (p *Pod) Listen(ctx context.Context) error {
 }
 
 func (p *Pod) listenAll(ctx context.Context) (err error) {
-	for _, l := range []struct {
-		slot **listener
-		port uint16
-	}{{&p.outbound, mesh.PortOutbound}, {&p.plaintext, mesh.PortPlaintext}, {&p.inbound, mesh.PortHBONE}} {
-		if *l.slot, err = p.listen(ctx, l.port); err != nil {
+	for _, l := range p.ports() {
+		if *l.slot, err = p.listen(ctx, l.number); err != nil {
 			p.closeListeners()
 			return err
 		}
@@ -200,8 +223,10 @@ func (p *Pod) Run(ctx context.Context) error {
 	defer stop()
 
 	var g run.Group
-	g.Add("outbound", p.acceptOutbound)
-	g.Add("plaintext", p.acceptPlaintext)
+	if p.own.IsZero() {
+		g.Add("outbound", p.acceptOutbound)
+		g.Add("plaintext", p.acceptPlaintext)
+	}
 	g.Add("inbound", p.acceptInbound)
 	g.Add("pool", p.pool.Run)
 	err := g.Run(p.ends)
@@ -254,19 +279,18 @@ func (p *Pod) Close() {
 // stopAccepting returns when every connection that the kernel had accepted is
 // being served.
 func (p *Pod) stopAccepting(ctx context.Context) {
-	all := []*listener{p.outbound, p.plaintext, p.inbound}
-	for _, l := range all {
-		l.stop()
+	for _, l := range p.ports() {
+		(*l.slot).stop()
 	}
-	for _, l := range all {
-		l.wait(ctx)
+	for _, l := range p.ports() {
+		(*l.slot).wait(ctx)
 	}
 }
 
 func (p *Pod) closeListeners() {
-	for _, l := range []*listener{p.outbound, p.plaintext, p.inbound} {
-		if l != nil {
-			l.Close()
+	for _, l := range p.ports() {
+		if *l.slot != nil {
+			(*l.slot).Close()
 		}
 	}
 }
@@ -320,7 +344,11 @@ func (p *Pod) serverTLS(ctx context.Context) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return certs.ServerTLS(ctx, p.node.Certs, w.Identity(), certs.ServerOptions{})
+	id := w.Identity()
+	if !p.own.IsZero() {
+		id = p.own
+	}
+	return certs.ServerTLS(ctx, p.node.Certs, id, certs.ServerOptions{})
 }
 
 func (p *Pod) clientTLS(ctx context.Context, to hbone.Peer) (*tls.Config, error) {
