@@ -235,12 +235,12 @@ func pathOf(m gatewayv1.HTTPRouteMatch) (gatewayv1.PathMatchType, string) {
 // action fills in what happens to requests that match.
 func (c *compilation) action(route *routev3.Route, r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, clusters clusterSet) {
 	if !headerFilters(route, rule.Filters) {
-		route.Action = serverError()
+		route.Action = serverError("a filter of the route: " + string(reason.Unsupported))
 		return
 	}
 	weighted, resolved := c.backends(r, rule, clusters)
 	if resolved == 0 {
-		route.Action = serverError()
+		route.Action = serverError(string(reason.BackendUnresolved))
 		return
 	}
 	action := &routev3.RouteAction{
@@ -256,9 +256,13 @@ func (c *compilation) action(route *routev3.Route, r *source.HTTPRoute, rule gat
 }
 
 // serverError answers what the Gateway API asks for when no backend can be
-// resolved, or when the rule asks for something that is not supported.
-func serverError() *routev3.Route_DirectResponse {
-	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 500}}
+// resolved, or when the rule asks for something that is not supported; the body and
+// the waypoint's access log say which.
+func serverError(why string) *routev3.Route_DirectResponse {
+	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+		Status: 500,
+		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: why}},
+	}}
 }
 
 // backends returns where requests go, leaving out weight 0, and the total weight

@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	stdhttp "net/http"
 	"os"
@@ -251,6 +253,12 @@ func (s *session) chooseCluster(f *config.Forward) bool {
 }
 
 func (s *session) direct(d *config.Direct) {
+	if d.Status >= stdhttp.StatusInternalServerError {
+		s.err = fmt.Errorf("answer for route %s: %s", s.route.Name, cmp.Or(string(d.Body), stdhttp.StatusText(d.Status)))
+	}
+	if len(d.Body) > 0 && !s.resp.Header.Has("content-type") {
+		s.resp.Header.Set("content-type", "text/plain")
+	}
 	applyResponse(s.route, &s.resp)
 	s.write(d.Status, d.Body)
 }

@@ -234,6 +234,7 @@ func TestErrors(t *testing.T) {
 	table := &config.RouteTable{Hosts: []config.VirtualHost{{Domains: []string{"*"}, Routes: []config.Route{
 		lookup("/empty", "empty"), lookup("/none", "none"), lookup("/dead", "outbound|80||cart"),
 		{Path: config.PathMatch{Kind: config.PathExact, Value: "/direct"}, Direct: &config.Direct{Status: 418, Body: []byte("tea")}},
+		{Name: "broken", Path: config.PathMatch{Kind: config.PathExact, Value: "/broken"}, Direct: &config.Direct{Status: 500, Body: []byte("no backend")}},
 		{Path: config.PathMatch{Kind: config.PathExact, Value: "/away"}, Redirect: &config.Redirect{Status: 302, Host: "b", PrefixRewrite: "/c"}},
 	}}}}
 	w := newWorld(t, options{routes: table})
@@ -250,6 +251,7 @@ func TestErrors(t *testing.T) {
 		{"/none", 500, string(reason.BackendUnresolved), "NC", ""},
 		{"/dead", 503, "upstream connect error", "UF", ""},
 		{"/direct", 418, "tea", "", ""},
+		{"/broken", 500, "no backend", "", ""},
 		{"/away?q", 302, "", "", "http://b/c?q"},
 	} {
 		resp, err := w.http().Get("http://cart" + c.path)
@@ -259,6 +261,8 @@ func TestErrors(t *testing.T) {
 		}
 		if l := w.log.last(t, i+1); l.Flags != c.flags {
 			t.Errorf("%s: flags %q, %v", c.path, l.Flags, l.Err)
+		} else if (l.Err != nil) != (c.status >= 500 || c.flags != "") {
+			t.Errorf("%s: status %d logged with error %v", c.path, c.status, l.Err)
 		}
 	}
 }
