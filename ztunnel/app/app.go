@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -51,6 +52,9 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 	if err != nil {
 		return err
 	}
+	if cfg.Threads > 0 {
+		runtime.GOMAXPROCS(cfg.Threads)
+	}
 	debug.SetMemoryLimit(memoryLimit(os.DirFS("/sys/fs/cgroup")))
 	return logging.During(out, 0, func(w *logging.Writer) error {
 		a, err := New(cfg, w)
@@ -78,6 +82,7 @@ type App struct {
 	tcp      *metrics.TCP
 	node     *proxy.Node
 	pods     *inpod.Pods
+	own      *proxy.Pod  // ztunnel's own; nil when it does not know its name
 	zds      *zds.Client // nil without a node agent
 	learned  func()      // opens the gate "state manager"
 	quit     context.CancelFunc
@@ -129,6 +134,9 @@ func (a *App) buildNode() error {
 		Budget:   hbone.NewBudget(bufferBudget),
 		Resolver: net.DefaultResolver,
 		Log:      logging.Scope(a.log, "proxy"),
+	}
+	if info, id, ok := a.cfg.Own(); ok {
+		a.own = a.node.NewOwn(info, id, nil)
 	}
 	return nil
 }
@@ -200,7 +208,7 @@ func (a *App) Run(ctx context.Context) error {
 
 	var g run.Group
 	a.addParts(&g)
-	err := g.RunFront(ctx, "pods", a.servePods)
+	err := g.RunFront(ctx, "proxies", a.serve)
 	if err == nil {
 		a.log.Info("stopped")
 	}
@@ -216,8 +224,12 @@ func (a *App) addParts(g *run.Group) {
 	g.Add("metrics series", a.tcp.Run)
 	g.Add("policy", a.node.Recheck)
 	g.Add("admin", a.adminServer().Run)
-	g.Add("metrics", admin.NewMetricsServer(a.server(net.IPv6unspecified.String(), a.cfg.StatsPort), metrics.Handler(a.registry)).Run)
-	g.Add("readiness", admin.NewReadinessServer(a.server(net.IPv6unspecified.String(), a.cfg.ReadyPort), a.ready).Run)
+	everywhere := netip.IPv6Unspecified().String()
+	if !a.cfg.IPv6 {
+		everywhere = netip.IPv4Unspecified().String()
+	}
+	g.Add("metrics", admin.NewMetricsServer(a.server(everywhere, a.cfg.StatsPort), metrics.Handler(a.registry)).Run)
+	g.Add("readiness", admin.NewReadinessServer(a.server(everywhere, a.cfg.ReadyPort), a.ready).Run)
 }
 
 func (a *App) awaitSnapshot(ctx context.Context) error {
@@ -230,8 +242,39 @@ func (a *App) awaitSnapshot(ctx context.Context) error {
 	return nil
 }
 
-// servePods serves the node's pods until serving ends, and then drains them; ctx
-// ends at a failure of another part.
+// serve serves the node's pods and ztunnel's own until serving ends, and then
+// drains them; ctx ends at a failure of another part.
+func (a *App) serve(ctx, serving context.Context) error {
+	var g run.Group
+	g.Add("pods", func(ctx context.Context) error { return a.servePods(ctx, serving) })
+	if a.own != nil {
+		g.Add("own", func(ctx context.Context) error { return a.serveOwn(ctx, serving) })
+	}
+	return g.Run(ctx)
+}
+
+// serveOwn lets in whoever scrapes our metrics through the mesh. The node's pods
+// do not depend on it.
+func (a *App) serveOwn(ctx, serving context.Context) error {
+	if err := a.own.Listen(serving); err != nil {
+		a.log.Warn("metrics cannot be reached through the mesh", "error", err)
+		return nil
+	}
+	var g run.Group
+	g.Add("serve", a.own.Run)
+	g.Add("drain", func(ctx context.Context) error {
+		select {
+		case <-serving.Done():
+		case <-ctx.Done():
+		}
+		deadline, done := context.WithTimeout(ctx, a.cfg.DrainTime)
+		defer done()
+		a.own.Drain(deadline)
+		return nil
+	})
+	return g.Run(ctx)
+}
+
 func (a *App) servePods(ctx, serving context.Context) error {
 	if a.xds != nil {
 		select {

@@ -7,6 +7,8 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +26,7 @@ type Config struct {
 	PodName        string       // ztunnel's own pod
 	PodNamespace   string       // ztunnel's own namespace
 	ServiceAccount string       // ztunnel's own service account
+	TrustDomain    string       // ztunnel's own
 	InstanceIP     netip.Addr   // in the node id; 1.1.1.1 when not told
 	Cluster        mesh.Cluster // sent with every call to the control plane
 	ClusterDomain  string       // suffix of service names
@@ -55,6 +58,8 @@ type Config struct {
 	AppLoopback bool // PROXY application tunnels are reached on loopback
 	Baggage     bool // answer a CONNECT with baggage
 
+	Threads int // that run Go code at once; 0 = as many as the runtime thinks
+
 	LogFilter  string // RUST_LOG
 	LogJSON    bool
 	LogPolicy  bool // policy decisions at info level
@@ -71,6 +76,14 @@ type KeepAlive struct {
 	Idle, Interval time.Duration
 	Retries        int
 	UserTimeout    bool // TCP_USER_TIMEOUT of the same length
+}
+
+// Own returns ztunnel's own pod and its identity; false when not all of its names
+// are told.
+func (c Config) Own() (mesh.PodInfo, mesh.Identity, bool) {
+	info := mesh.PodInfo{Name: c.PodName, Namespace: c.PodNamespace, ServiceAccount: c.ServiceAccount}
+	id := mesh.Identity{TrustDomain: c.TrustDomain, Namespace: c.PodNamespace, ServiceAccount: c.ServiceAccount}
+	return info, id, c.PodName != "" && c.PodNamespace != "" && c.ServiceAccount != ""
 }
 
 // OrigSrc says whether applications see the client's own address.
@@ -106,6 +119,7 @@ func ParseConfig(environment []string) (Config, error) {
 	c.readPod(e)
 	c.readControlPlane(e, pc)
 	c.readTunnel(e)
+	c.readThreads(e, pc)
 	c.readLogging(e)
 	c.refuseUnsupported(e)
 	return c, e.Err()
@@ -134,6 +148,7 @@ func (c *Config) readIdentity(e *environ.Env) {
 	c.PodName = e.Text("POD_NAME", "")
 	c.PodNamespace = e.Text("POD_NAMESPACE", "")
 	c.ServiceAccount = e.Text("SERVICE_ACCOUNT", "")
+	c.TrustDomain = e.Text("TRUST_DOMAIN", mesh.DefaultTrustDomain)
 	c.ClusterDomain = e.Text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain)
 	c.Network = mesh.Network(e.Text("NETWORK", ""))
 	c.Cluster = mesh.Cluster(e.Text("CLUSTER_ID", string(mesh.DefaultCluster)))
@@ -199,6 +214,33 @@ func (c *Config) readTunnel(e *environ.Env) {
 	c.FrameSize = uint32(e.Integer("HTTP2_FRAME_SIZE", 0, 16384, 1<<24-1))
 }
 
+// readThreads reads a number, or a percentage of the CPUs that we may use, which
+// are the machine's unless we are told.
+func (c *Config) readThreads(e *environ.Env, pc proxyConfig) {
+	if n := pc.Concurrency; n != nil && *n < 0 {
+		e.Failf("PROXY_CONFIG", "concurrency %d is negative", *n)
+	} else if n != nil {
+		c.Threads = *n
+	}
+	cpus := float64(e.Integer("ZTUNNEL_RESOURCE_CPU_LIMIT", uint64(runtime.NumCPU()), 1, maxThreads))
+	cpus = float64(e.Integer("ZTUNNEL_CPU_LIMIT", uint64(cpus), 1, maxThreads))
+	const name = "ZTUNNEL_WORKER_THREADS"
+	text, percentage := strings.CutSuffix(e.Text(name, ""), "%")
+	if !percentage {
+		c.Threads = int(e.Integer(name, uint64(c.Threads), 1, maxThreads))
+		return
+	}
+	share, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(share > 0 && share <= 100) {
+		e.Failf(name, "%q is no percentage above 0%% and up to 100%%", text+"%")
+		return
+	}
+	c.Threads = int(math.Ceil(cpus * share / 100))
+}
+
+// maxThreads is beyond every machine.
+const maxThreads = 1 << 16
+
 func (c *Config) readLogging(e *environ.Env) {
 	c.LogFilter = e.Text("RUST_LOG", "info")
 	c.LogPolicy = e.Bool("AUTHZ_POLICY_INFO_LOGGING", false)
@@ -228,6 +270,7 @@ type proxyConfig struct {
 	DiscoveryAddress string            `yaml:"discoveryAddress"`
 	ProxyAdminPort   *int              `yaml:"proxyAdminPort"`
 	StatsPort        *int              `yaml:"statsPort"`
+	Concurrency      *int              `yaml:"concurrency"` // 0 = the default
 	ProxyMetadata    map[string]string `yaml:"proxyMetadata"`
 }
 

@@ -95,6 +95,8 @@ func TestConfigMistakes(t *testing.T) {
 		"FAKE_CA=1", "IPV6_ENABLED=yes", "SECRET_TTL=24", "POOL_MAX_STREAMS_PER_CONNECTION=0",
 		"HTTP2_FRAME_SIZE=1", "PACKET_MARK=x", "INSTANCE_IP=host", "LOG_FORMAT=xml", "XDS_ADDRESS=ftp://x",
 		"PROXY_MODE=dedicated", "XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "CRL_PATH=/x",
+		"ZTUNNEL_WORKER_THREADS=many", "ZTUNNEL_WORKER_THREADS=0", "ZTUNNEL_WORKER_THREADS=0%", "ZTUNNEL_WORKER_THREADS=101%", "ZTUNNEL_CPU_LIMIT=0.5",
+		"AUTHZ_POLICY_INFO_LOGGING=on", "ENABLE_RESPONSE_BAGGAGE=off", "PROXY_CONFIG={concurrency: -1}",
 		"COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true", "ENABLE_PROXY=false", "PROXY_CONFIG=[", "ENABLE_ORIG_SRC=maybe",
 	} {
 		name, _, _ := strings.Cut(bad, "=")
@@ -105,5 +107,40 @@ func TestConfigMistakes(t *testing.T) {
 	_, err := ParseConfig([]string{"FAKE_CA=1", "LOG_FORMAT=xml"})
 	if err == nil || strings.Count(err.Error(), "\n") != 1 {
 		t.Errorf("two mistakes told as %v", err)
+	}
+}
+
+func TestConfigThreads(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		environ []string
+		want    int
+	}{
+		{nil, 0},
+		{[]string{"PROXY_CONFIG={concurrency: 3}"}, 3},
+		{[]string{"PROXY_CONFIG={concurrency: 3}", "ZTUNNEL_WORKER_THREADS=5"}, 5},
+		{[]string{"ZTUNNEL_CPU_LIMIT=10", "ZTUNNEL_WORKER_THREADS=25%"}, 3},
+		{[]string{"ZTUNNEL_RESOURCE_CPU_LIMIT=64", "ZTUNNEL_CPU_LIMIT=8", "ZTUNNEL_WORKER_THREADS=100%"}, 8},
+		{[]string{"ZTUNNEL_RESOURCE_CPU_LIMIT=64", "ZTUNNEL_WORKER_THREADS=12.5%"}, 8},
+		{[]string{"ZTUNNEL_CPU_LIMIT=1", "ZTUNNEL_WORKER_THREADS=1%"}, 1},
+		{[]string{"ZTUNNEL_CPU_LIMIT=4"}, 0}, // by itself it limits nothing: the runtime knows the control group's
+	} {
+		if got := parse(t, c.environ...).Threads; got != c.want {
+			t.Errorf("%v: %d threads, want %d", c.environ, got, c.want)
+		}
+	}
+}
+
+func TestConfigOwn(t *testing.T) {
+	t.Parallel()
+	all := []string{"POD_NAME=ztunnel-x", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=ztunnel"}
+	info, id, ok := parse(t, append(all, "TRUST_DOMAIN=example.org")...).Own()
+	if !ok || info.Name != "ztunnel-x" || id.String() != "spiffe://example.org/ns/istio-system/sa/ztunnel" {
+		t.Errorf("%v %v %v", info, id, ok)
+	}
+	for i := range all {
+		if _, _, ok := parse(t, append(append([]string{}, all[:i]...), all[i+1:]...)...).Own(); ok {
+			t.Errorf("without %s it knows itself", all[i])
+		}
 	}
 }

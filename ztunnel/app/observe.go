@@ -81,6 +81,8 @@ func (a *App) dumpConfig() any {
 		"selfTerminationDeadline": map[string]any{
 			"secs": c.DrainTime.Seconds(),
 		},
+		"threads":       runtime.GOMAXPROCS(0),
+		"trustDomain":   c.TrustDomain,
 		"adminPort":     c.AdminPort,
 		"statsPort":     c.StatsPort,
 		"readinessPort": c.ReadyPort,
