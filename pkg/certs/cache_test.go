@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -139,6 +140,19 @@ func TestConcurrencyAndPriorities(t *testing.T) {
 		slices.Sort(calls[4:6]) // these two start at the same moment
 		if rest := calls[4:]; !slices.Equal(rest, []string{"warm2", "warm3", "warm4"}) {
 			t.Errorf("not first come first served: %v", rest)
+		}
+	})
+}
+
+func TestExpirations(t *testing.T) {
+	inBubble(t, certs.CacheConfig{}, func(t *testing.T, ca *fakeCA, cache *certs.Cache) {
+		if held := maps.Collect(cache.Expirations); len(held) != 0 {
+			t.Errorf("before the first request: %v", held)
+		}
+		a, b := get(t, cache, identity("a")), get(t, cache, identity("b"))
+		want := map[mesh.Identity]time.Time{identity("a"): a.NotAfter, identity("b"): b.NotAfter}
+		if held := maps.Collect(cache.Expirations); !maps.Equal(held, want) {
+			t.Errorf("%v, want %v", held, want)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"sort"
 	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // Status is one identity's entry in a config dump, in the shape that istioctl
@@ -34,6 +36,18 @@ func (c *Cache) Snapshot() []Status {
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Identity < out[j].Identity })
 	return out
+}
+
+// Expirations calls yield with every identity that has a certificate and when that
+// ends, in no order: metrics.
+func (c *Cache) Expirations(yield func(id mesh.Identity, notAfter time.Time) bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for id, e := range c.entries {
+		if e.svid != nil && !yield(id, e.svid.NotAfter) {
+			return
+		}
+	}
 }
 
 func (e *entry) status(now time.Time) Status {

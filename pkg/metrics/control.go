@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"iter"
+	"maps"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,6 +41,30 @@ func (c *Certificates) Issued(_ mesh.Identity, took time.Duration, err error) {
 	}
 	c.calls.WithLabelValues(result).Inc()
 	c.took.Observe(took.Seconds())
+}
+
+var certificateExpiry = prometheus.NewDesc("culvert_certificate_expiration_timestamp_seconds",
+	"When the certificate that is held for an identity ends.", []string{"identity"}, nil)
+
+// expiries reads a certificate cache at every scrape.
+type expiries struct {
+	all iter.Seq2[mesh.Identity, time.Time]
+}
+
+// CertificateExpiry exposes when certificates end; certs.Cache.Expirations says.
+func CertificateExpiry(reg prometheus.Registerer, all iter.Seq2[mesh.Identity, time.Time]) {
+	reg.MustRegister(expiries{all})
+}
+
+// Describe implements prometheus.Collector.
+func (e expiries) Describe(ch chan<- *prometheus.Desc) { ch <- certificateExpiry }
+
+// Collect implements prometheus.Collector.
+func (e expiries) Collect(ch chan<- prometheus.Metric) {
+	known := maps.Collect(e.all) // sending may block, and all may hold a lock
+	for id, end := range known {
+		ch <- prometheus.MustNewConstMetric(certificateExpiry, prometheus.GaugeValue, float64(end.Unix()), id.String())
+	}
 }
 
 // XDS is what a proxy counts of its stream to the control plane. It is an

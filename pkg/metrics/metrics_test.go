@@ -94,10 +94,17 @@ func TestRegistryHasWhatDashboardsRead(t *testing.T) {
 	t.Parallel()
 	reg := NewRegistry("ztunnel", "v1.2")
 	NewCertificates(reg).Issued(cart.Identity(), time.Millisecond, errors.New("no"))
+	CertificateExpiry(reg, func(yield func(mesh.Identity, time.Time) bool) { yield(cart.Identity(), time.Unix(1800000000, 0)) })
+	xds := NewXDS(reg)
+	xds.ConnectionTerminated("Error")
+	xds.Message("type/a", 12)
 	LogDrops(reg, func() uint64 { return 7 })
 	for _, want := range []string{
 		`istio_build{component="ztunnel",tag="v1.2"} 1`, "process_open_fds ", "process_max_fds ", "go_goroutines ",
 		`culvert_certificate_requests_total{result="error"} 1`, "culvert_log_lines_dropped_total 7",
+		`culvert_certificate_expiration_timestamp_seconds{identity="spiffe://cluster.local/ns/shop/sa/cart"} 1.8e+09`,
+		`istio_xds_connection_terminations_total{reason="Error"} 1`, `istio_xds_message_total{url="type/a"} 1`,
+		`istio_xds_message_bytes_total{url="type/a"} 12`,
 	} {
 		if scrape(t, reg, want) == "" {
 			t.Errorf("no %q", want)

@@ -29,6 +29,7 @@ func (a *App) buildCerts() (err error) {
 		Log:    logging.Scope(a.log, "certs"),
 		Issued: metrics.NewCertificates(a.registry).Issued,
 	})
+	metrics.CertificateExpiry(a.registry, a.certs.Expirations)
 	return nil
 }
 

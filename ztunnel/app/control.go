@@ -25,6 +25,7 @@ func (a *App) buildCerts() error {
 		Log:    logging.Scope(a.log, "certs"),
 		Issued: metrics.NewCertificates(a.registry).Issued,
 	})
+	metrics.CertificateExpiry(a.registry, a.certs.Expirations)
 	a.prefetch = newPrefetch(a.store, a.certs, a.cfg.NodeName)
 	a.names = workloads.NewNames(a.store)
 	return nil
