@@ -51,18 +51,24 @@ func TestOneStalledDestination(t *testing.T) {
 	go func() { sent <- flood(client, 32<<20, &progress) }()
 	waitStill(t, &progress)
 
-	during := measure() // its completion is the hard condition: all bytes of all others arrive
+	b50, b90 := quantiles(before)
+	unmoved := false
+	// Another program's load on the machine may spoil a measurement; a stall would
+	// spoil them all. That each completes is the hard condition: all bytes of all
+	// the others arrive.
+	for try := 0; try < 5 && !unmoved; try++ {
+		d50, d90 := quantiles(measure())
+		t.Logf("request latency p50, p90: %v, %v before; %v, %v with a stalled stream", b50, b90, d50, d90)
+		unmoved = d50 <= 4*b50+2*time.Millisecond && d90 <= 4*b90+5*time.Millisecond
+	}
+	if !unmoved {
+		t.Errorf("a stalled stream slows the others down")
+	}
 	if used, size := budget.Used(); used > size/4 {
 		t.Errorf("one stalled stream holds %d bytes", used)
 	}
 	if len(m.pool.Snapshot()) != 1 {
 		t.Errorf("%d connections, want the stalled stream and the others on one", len(m.pool.Snapshot()))
-	}
-	b50, b90 := quantiles(before)
-	d50, d90 := quantiles(during)
-	t.Logf("request latency p50, p90: %v, %v before; %v, %v with a stalled stream", b50, b90, d50, d90)
-	if d50 > 4*b50+2*time.Millisecond || d90 > 4*b90+5*time.Millisecond {
-		t.Errorf("a stalled stream slows the others down")
 	}
 
 	close(release)

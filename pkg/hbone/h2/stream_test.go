@@ -85,6 +85,26 @@ func TestResetBecomesFIN(t *testing.T) {
 	}
 }
 
+// A program that resets its connection while the other says nothing and goes on
+// listening: nobody waits for the other to end.
+func TestResetEndsBothWays(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, pumpTo)
+	gone := make(chan struct{})
+	addr := app(t, func(c *net.TCPConn) {
+		_, _ = io.Copy(io.Discard, c)
+		<-gone
+	})
+	client, ended := m.through(t, addr, nil)
+	roundHalf(t, client)
+	_ = client.SetLinger(0)
+	_ = client.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("pump: %v", err)
+	}
+	close(gone)
+}
+
 func roundHalf(t *testing.T, c net.Conn) {
 	t.Helper()
 	if _, err := c.Write([]byte("x")); err != nil {
