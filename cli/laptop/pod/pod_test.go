@@ -1,18 +1,17 @@
 package pod
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // TestMain lets the test binary stand in for culvert: it is executed again as
@@ -25,26 +24,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// output collects what a pod writes.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
 // spec is a pod in a namespace of its own, which runs a shell script.
-func spec(t *testing.T, out *output, command ...string) Spec {
+func spec(t *testing.T, out *runtest.Buffer, command ...string) Spec {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("needs root, to make namespaces: run the tests with sudo")
@@ -66,7 +47,7 @@ func spec(t *testing.T, out *output, command ...string) Spec {
 
 func TestPod(t *testing.T) {
 	t.Parallel()
-	var out output
+	var out runtest.Buffer
 	p, err := Start(spec(t, &out, "sh", "-c", "hostname; echo pid $$; cat /etc/resolv.conf /etc/hosts; readlink /proc/self/ns/net; sleep 1000 & wait"))
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +60,7 @@ func TestPod(t *testing.T) {
 			t.Errorf("the pod does not see %q:\n%s", want, out.String())
 		}
 	}
-	var inside output
+	var inside runtest.Buffer
 	status, err := Exec(t.Context(), ExecSpec{PID: p.PID(), Command: []string{"sh", "-c", "hostname; cat /etc/resolv.conf; exit 7"},
 		Env: []string{"PATH=/bin:/usr/bin"}, Stdout: &inside})
 	if err != nil || status != 7 || !strings.HasPrefix(inside.String(), "web-1\nnameserver 10.96.0.10\n") {
@@ -97,7 +78,7 @@ func TestPod(t *testing.T) {
 // TestGrace: SIGTERM first; a process that does not care is killed.
 func TestGrace(t *testing.T) {
 	t.Parallel()
-	var out output
+	var out runtest.Buffer
 	polite, err := Start(spec(t, &out, "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done"))
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +102,7 @@ func TestGrace(t *testing.T) {
 
 func TestNoSuchCommand(t *testing.T) {
 	t.Parallel()
-	var out output
+	var out runtest.Buffer
 	for _, command := range [][]string{{"no-such-command"}, {"/etc/hosts"}} {
 		if p, err := Start(spec(t, &out, command...)); err == nil {
 			p.Terminate(0)
@@ -143,7 +124,7 @@ func TestForgetsMounts(t *testing.T) {
 		ns.Close()
 		netns.Delete(path)
 	})
-	var out output
+	var out runtest.Buffer
 	s := spec(t, &out, "cat", "/proc/self/mountinfo")
 	s.Hide = dir
 	p, err := Start(s)

@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -13,30 +12,13 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/cli/laptop/spawn"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
-// buffer collects what processes write.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // launch runs a shell script as a component until the test ends.
-func launch(t *testing.T, script string, ready func(context.Context, int) error) (*Unit, *buffer) {
+func launch(t *testing.T, script string, ready func(context.Context, int) error) (*Unit, *runtest.Buffer) {
 	t.Helper()
-	log := new(buffer)
+	log := new(runtest.Buffer)
 	spawner := spawn.New()
 	u := New(Spec{Name: "x", Spawner: spawner, Path: "/bin/sh", Args: []string{"-c", script}, Log: log, Drain: 10 * time.Second, Ready: ready}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
