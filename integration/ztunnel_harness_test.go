@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 	"github.com/culvert-mesh/culvert/pkg/zds"
 	"github.com/culvert-mesh/culvert/ztunnel/app"
 )
@@ -159,7 +159,7 @@ type ztunnel struct {
 	t    testing.TB
 	ns   *netns.NS
 	cmd  *exec.Cmd
-	log  *lockedBuffer
+	log  *runtest.Buffer
 	web  *http.Client
 	done chan struct{}
 	err  error // of the process, after done
@@ -172,7 +172,7 @@ func (f *field) ztunnel(node string, a *agent, ns *netns.NS, environ ...string) 
 	if ns == nil {
 		ns = netnstest.New(f.t)
 	}
-	z := &ztunnel{t: f.t, ns: ns, log: &lockedBuffer{}, done: make(chan struct{})}
+	z := &ztunnel{t: f.t, ns: ns, log: &runtest.Buffer{}, done: make(chan struct{})}
 	z.cmd = exec.Command(os.Args[0], "-test.run=^TestZtunnelProcess$")
 	z.cmd.Env = append([]string{
 		testProcess + "=ztunnel", "NODE_NAME=" + node, "INPOD_UDS=" + a.socket, "PATH=" + os.Getenv("PATH"),
@@ -318,23 +318,6 @@ func TestZtunnelProcess(t *testing.T) {
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // listen serves TCP in a pod, each connection in a goroutine of its own.

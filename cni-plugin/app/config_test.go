@@ -1,7 +1,6 @@
 package app
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -10,10 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 func mustAddrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -92,25 +91,13 @@ func get(t *testing.T, socket, path string) (int, string) {
 	return res.StatusCode, string(text)
 }
 
-// lockedBuffer is where the program under test logs to.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
 func TestMainProgram(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t) // for its folders
 	w.namespace("ambient")
 	w.pod("u1", "")
 	ctx, cancel := context.WithCancel(t.Context())
-	var log lockedBuffer
+	var log runtest.Buffer
 	ended := make(chan error, 1)
 	args := []string{"--node", "node-1", "--socket", w.cfg.Socket, "--zds", w.cfg.ZDS, "--objects", w.cfg.Objects[0],
 		"--patches-out", w.cfg.PatchesOut, "--netns-dir", w.cfg.NetnsDir}
@@ -133,9 +120,7 @@ func TestMainProgram(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("ended with %v", err)
 	}
-	log.mu.Lock()
-	defer log.mu.Unlock()
-	if !strings.Contains(log.buf.String(), "node agent started") {
-		t.Errorf("log %q", log.buf.String())
+	if !strings.Contains(log.String(), "node agent started") {
+		t.Errorf("log %q", log.String())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 func goldenOptions() map[string]Ruleset {
@@ -67,7 +68,7 @@ func list(t *testing.T, ns *netns.NS, nft string) string {
 func run(t *testing.T, ns *netns.NS, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
-	out := &syncBuffer{}
+	out := &runtest.Buffer{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := ns.Start(cmd); err != nil {
 		t.Fatal(err)

@@ -17,23 +17,6 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
 )
 
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // captured is one connection that came to a proxy's port.
 type captured struct {
 	port uint16 // 15001, 15006 or 15008

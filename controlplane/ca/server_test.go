@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/certs/caclient"
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 	"github.com/culvert-mesh/culvert/pkg/token"
 	"github.com/culvert-mesh/culvert/pkg/wire/ca"
 )
@@ -38,29 +37,11 @@ type pods map[string]bool
 
 func (p pods) Runs(node, ns, sa string) bool { return p[node+" "+ns+"/"+sa] }
 
-// syncBuffer is written by the server's goroutines.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // world is a CA on loopback with its token issuer.
 type world struct {
 	authority *selfsigned.Authority
 	tokens    *token.Issuer
-	audit     *syncBuffer
+	audit     *runtest.Buffer
 	registry  *prometheus.Registry
 	addr      string
 }
@@ -75,7 +56,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{authority: authority, tokens: tokens, audit: &syncBuffer{}, registry: prometheus.NewRegistry()}
+	w := &world{authority: authority, tokens: tokens, audit: &runtest.Buffer{}, registry: prometheus.NewRegistry()}
 	cfg := Config{
 		Auth:    token.NewVerifier(token.VerifierConfig{JWKS: tokens.JWKS()}),
 		Signer:  authority,

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	stdhttp "net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 	waypointpb "github.com/culvert-mesh/culvert/pkg/wire/waypoint"
 	"github.com/culvert-mesh/culvert/pkg/wire/workload"
 	"github.com/culvert-mesh/culvert/pkg/xds/xdstest"
@@ -53,24 +52,6 @@ func TestParseConfig(t *testing.T) {
 	if err := Main(context.Background(), []string{"serve"}, good, io.Discard); err == nil {
 		t.Error("an unknown argument is accepted")
 	}
-}
-
-// output is a log that can be read while it is written.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 func freePort(t *testing.T) uint16 {
@@ -107,7 +88,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.Ports = Ports{freePort(t), freePort(t), freePort(t), freePort(t)}
-	var log output
+	var log runtest.Buffer
 	w := logging.NewWriter(&log, 0)
 	written, logged := context.WithCancel(context.Background())
 	wrote := make(chan error, 1)
