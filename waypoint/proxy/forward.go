@@ -206,7 +206,7 @@ func (s *session) await() error {
 
 // failed answers for an endpoint that gave no answer.
 func (s *session) failed(err error) {
-	s.joinUpload()
+	s.joinUpload(0)
 	s.resp.Reset()
 	var bad *h1.Error
 	switch {
@@ -248,7 +248,7 @@ func applyResponse(r *config.Route, resp *http.Response) {
 
 // finish ends what the exchange has begun and gives its connection back.
 func (s *session) finish() {
-	s.joinUpload()
+	s.joinUpload(uploadWait)
 	s.watch.stop()
 	ok := !s.dead && s.uploaded == sent{} && s.up != nil && s.up.HTTP.Reusable()
 	s.release(ok)
@@ -257,24 +257,45 @@ func (s *session) finish() {
 	}
 }
 
+// uploadWait is how long an answered request's sender may take to notice that it
+// has sent everything: an endpoint that has read the last byte can answer before
+// the goroutine that wrote it runs again.
+const uploadWait = 50 * time.Millisecond
+
 // joinUpload waits for the goroutine that sends the body. One that is still at it
-// is interrupted: the answer is complete, nobody wants the rest.
-func (s *session) joinUpload() {
+// after wait is interrupted: the answer is complete, nobody wants the rest. The
+// endpoint's connection cannot be used again then, however far the sender got.
+func (s *session) joinUpload(wait time.Duration) {
 	if s.upload == nil {
 		return
 	}
-	select {
-	case s.uploaded = <-s.upload:
-	default:
+	if !s.uploadEnds(wait) {
 		_ = s.down.SetReadDeadline(stream.Past)
 		s.up.Reset()
 		s.uploaded = <-s.upload
-		if isTimeout(s.uploaded.bodyErr) {
+		if isTimeout(s.uploaded.bodyErr) || s.uploaded == (sent{}) {
 			s.uploaded = sent{nil, errInterrupted}
 		}
 		_ = s.down.SetReadDeadline(time.Time{})
 	}
 	s.upload = nil
+}
+
+// uploadEnds reports whether the body's sender has ended, or does within wait.
+func (s *session) uploadEnds(wait time.Duration) bool {
+	select {
+	case s.uploaded = <-s.upload:
+		return true
+	default:
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case s.uploaded = <-s.upload:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 var errInterrupted = errors.New("answered before the request's end")

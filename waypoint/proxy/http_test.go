@@ -60,8 +60,8 @@ func TestConnectionsAreReused(t *testing.T) {
 	for i := range 20 {
 		body := strings.Repeat("x", i*1000)
 		resp, err := c.Post("http://cart/", "text/plain", strings.NewReader(body))
-		if readAll(t, resp, err) != body {
-			t.Fatal("body differs")
+		if got := readAll(t, resp, err); got != body {
+			t.Fatalf("request %d: status %d, %d bytes of %d: %.60q; logged %v", i, resp.StatusCode, len(got), len(body), got, w.log.last(t, i+1).Err)
 		}
 	}
 	w.mu.Lock()
