@@ -38,10 +38,10 @@ type PodUID string
 
 // Defaults that the workload API leaves off the wire.
 const (
-	DefaultCluster        Cluster = "Kubernetes"
-	DefaultTrustDomain            = "cluster.local"
-	DefaultServiceAccount         = "default"
-	DefaultClusterDomain          = "cluster.local"
+	DefaultCluster        = Cluster("Kubernetes")
+	DefaultTrustDomain    = "cluster.local"
+	DefaultServiceAccount = "default"
+	DefaultClusterDomain  = "cluster.local"
 )
 
 // Well-known ports of ambient mode.
