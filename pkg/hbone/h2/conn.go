@@ -23,6 +23,11 @@ import (
 // sends, so that a reset does not overtake our last frames.
 const linger = time.Second
 
+// farewell is how long a connection that ended in good order waits for the peer to
+// close it too: what the kernel still has to send may take its time, and a socket
+// that is closed while the peer has something to say resets it.
+const farewell = 10 * time.Second
+
 // transport is what a conn needs of the TLS connection below it: *tlsconn.Conn.
 type transport interface {
 	Wait() error                     // until ReadBatch has something; holds no buffer

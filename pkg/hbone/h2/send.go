@@ -126,7 +126,7 @@ func (b *batch) reset() {
 
 // work reports whether there is anything to write. c.mu is held.
 func (c *conn) work() bool {
-	return len(c.ctl) > 0 || c.ready.n > 0 || c.finish && !c.ended
+	return !c.ended && (len(c.ctl) > 0 || c.ready.n > 0 || c.finish)
 }
 
 // kick sees to it that what is queued gets written, by another goroutine: for
@@ -179,7 +179,11 @@ func (c *conn) writeBatch() {
 			c.take(b, s, quantum)
 		}
 	}
-	over := c.finish && !c.ended && c.ready.n == 0
+	over := c.finish && c.ready.n == 0
+	wait := linger
+	if c.err == nil {
+		wait = farewell
+	}
 	c.mu.Unlock()
 
 	var err error
@@ -192,7 +196,7 @@ func (c *conn) writeBatch() {
 	if err != nil {
 		c.writeFailed(err)
 	} else if over {
-		time.AfterFunc(linger, c.cut)
+		time.AfterFunc(wait, c.cut)
 	}
 
 	c.mu.Lock()

@@ -2,7 +2,10 @@ package h2
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
@@ -101,4 +104,48 @@ func TestBlockedOnce(t *testing.T) {
 	if err := <-written; err != nil {
 		t.Error(err)
 	}
+}
+
+// ending is a transport that notes what happens behind its end.
+type ending struct {
+	held
+	ended, closed, late atomic.Bool
+}
+
+func (e *ending) WriteBuffers([][]byte) error {
+	e.late.Store(e.late.Load() || e.ended.Load())
+	return nil
+}
+
+func (e *ending) CloseWrite() error { e.ended.Store(true); return nil }
+func (e *ending) Close() error      { e.closed.Store(true); return nil }
+
+// A connection that has said its last word answers nothing more, and waits for
+// the peer to close rather than reset what is still on its way.
+func TestNothingBehindTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &ending{}
+		c := newConn(e, false, Settings{}, nil, nil)
+		c.mu.Lock()
+		c.away = true
+		c.finishIfIdle()
+		c.kick()
+		c.mu.Unlock()
+		synctest.Wait()
+		if !e.ended.Load() {
+			t.Fatal("not ended")
+		}
+		c.mu.Lock()
+		c.ctl = appendPing(c.ctl, true, [8]byte{})
+		c.kick()
+		c.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		if e.late.Load() || e.closed.Load() {
+			t.Errorf("written behind the end: %v; closed before the peer: %v", e.late.Load(), e.closed.Load())
+		}
+		time.Sleep(farewell)
+		if !e.closed.Load() {
+			t.Error("never closed")
+		}
+	})
 }
