@@ -164,7 +164,10 @@ func (c *Config) readIdentity(e *environ.Env) {
 }
 
 func (c *Config) readPod(e *environ.Env) {
-	c.ZDSSocket = e.Text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")
+	c.ZDSSocket = "/var/run/ztunnel/ztunnel.sock"
+	if path, set := e.Lookup("INPOD_UDS"); set {
+		c.ZDSSocket = path
+	}
 	c.ReusePort = e.Bool("INPOD_PORT_REUSE", true)
 	c.Mark = uint32(e.Integer("PACKET_MARK", mesh.MarkProxy, 1, math.MaxUint32))
 	c.IPv6 = e.Bool("IPV6_ENABLED", true)

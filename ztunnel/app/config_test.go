@@ -22,6 +22,9 @@ func parse(t *testing.T, environ ...string) Config {
 func TestConfigDefaults(t *testing.T) {
 	t.Parallel()
 	c := parse(t)
+	if c.ZDSSocket != "/var/run/ztunnel/ztunnel.sock" || parse(t, "INPOD_UDS=").ZDSSocket != "" {
+		t.Errorf("agent's socket %q", c.ZDSSocket)
+	}
 	if c.XDS.Address != "https://localhost:15012" || c.CA.Address != c.XDS.Address {
 		t.Errorf("addresses %q %q", c.XDS.Address, c.CA.Address)
 	}
