@@ -57,7 +57,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	layers := folder.Layers{Base: cfg.Folders, Objects: cfg.Objects, Patches: append(cfg.Patches, cfg.PatchesOut)}
-	registry := metrics.NewRegistry("node-agent", "")
+	registry := metrics.NewRegistry("node-agent", run.Version())
 	a := New(cfg, Parts{
 		Source:  podsource.NewFolders(cfg.Node, layers, log),
 		Finder:  podns.Dir(cfg.NetnsDir),

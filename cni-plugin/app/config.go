@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 )
 
@@ -42,23 +43,16 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 // ParseConfig reads flags; NODE_NAME and ZTUNNEL_UDS_ADDRESS of the environment
 // are the defaults of --node and --zds. Usage goes to out.
-func ParseConfig(args, environ []string, out io.Writer) (Config, error) {
-	env := func(name, otherwise string) string {
-		for _, kv := range environ {
-			if v, ok := strings.CutPrefix(kv, name+"="); ok && v != "" {
-				return v
-			}
-		}
-		return otherwise
-	}
+func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
+	env := environ.New(environment)
 	c := Config{Enroll: enroll.DefaultConfig()}
 	var admin, format string
 	excluded := list{}
 	fs := flag.NewFlagSet("culvert-agent", flag.ContinueOnError)
 	fs.SetOutput(out)
-	fs.StringVar(&c.Node, "node", env("NODE_NAME", ""), "name of this node")
+	fs.StringVar(&c.Node, "node", env.Text("NODE_NAME", ""), "name of this node")
 	fs.StringVar(&c.Socket, "socket", "/var/run/culvert-cni/pluginevent.sock", "unix socket on which pods are announced")
-	fs.StringVar(&c.ZDS, "zds", env("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "unix socket to which ztunnel connects")
+	fs.StringVar(&c.ZDS, "zds", env.Text("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "unix socket to which ztunnel connects")
 	fs.Var((*list)(&c.Folders), "folder", "folder of YAML written by users (repeatable)")
 	fs.Var((*list)(&c.Objects), "objects", "folder of YAML written by controllers (repeatable)")
 	fs.Var((*list)(&c.Patches), "patches", "folder of patches written by others (repeatable)")

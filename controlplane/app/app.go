@@ -42,9 +42,6 @@ import (
 	workloadpb "github.com/culvert-mesh/culvert/pkg/wire/workload"
 )
 
-// Version is what istio_build tells.
-const Version = "dev"
-
 // Main parses flags and environment and runs the control plane until ctx ends.
 // Log lines go to out.
 func Main(ctx context.Context, args, environ []string, out io.Writer) error {
@@ -120,7 +117,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 		return nil, fmt.Errorf("open certificate authority: %w", err)
 	}
 	a.authority = authority
-	a.registry = metrics.NewRegistry("pilot", Version)
+	a.registry = metrics.NewRegistry("pilot", run.Version())
 	a.triggers = prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Changes of the source that were compiled."})
 	a.registry.MustRegister(a.triggers)
 	a.identity = newServing(authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/culvert-mesh/culvert/controlplane/compile"
+	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
@@ -50,7 +50,8 @@ func (t texts) Set(v string) error {
 
 // ParseConfig reads flags, and LOG_LEVEL and LOG_FORMAT from the environment.
 // Usage goes to out. It returns flag.ErrHelp when help was asked for.
-func ParseConfig(args, environ []string, out io.Writer) (Config, error) {
+func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
+	env := environ.New(environment)
 	var c Config
 	var addrs []string
 	var cluster, network string
@@ -73,8 +74,8 @@ func ParseConfig(args, environ []string, out io.Writer) (Config, error) {
 	fs.StringVar(&network, "network", "", "network `name`")
 	fs.StringVar(&c.Mesh.RootNamespace, "root-namespace", "istio-system", "`namespace` of mesh-wide policies")
 	fs.Var(texts{&c.NodeAccounts}, "node-account", "`namespace/account` of node proxies (repeatable)")
-	fs.StringVar(&c.LogLevel, "log-level", environment(environ, "LOG_LEVEL"), "log `filter`")
-	fs.StringVar(&c.LogFormat, "log-format", environment(environ, "LOG_FORMAT"), "plain or json")
+	fs.StringVar(&c.LogLevel, "log-level", env.Text("LOG_LEVEL", ""), "log `filter`")
+	fs.StringVar(&c.LogFormat, "log-format", env.Text("LOG_FORMAT", ""), "plain or json")
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
@@ -107,15 +108,4 @@ func (c *Config) check(rest []string) error {
 		return errors.New("--token-keys is required: without it no proxy can say who it is")
 	}
 	return nil
-}
-
-// environment returns a variable of environ; the last one counts.
-func environment(environ []string, name string) string {
-	value := ""
-	for _, e := range environ {
-		if k, v, ok := strings.Cut(e, "="); ok && k == name {
-			value = v
-		}
-	}
-	return cmp.Or(value, "")
 }
