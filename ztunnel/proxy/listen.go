@@ -74,10 +74,15 @@ func (l *listener) AcceptTCP() (*net.TCPConn, error) {
 // acceptPause keeps a process that is out of descriptors from spinning.
 const acceptPause = 5 * time.Millisecond
 
-// transient reports whether accepting may work again: the client has gone, or
-// resources are short.
+// transient reports whether accepting may work again: resources are short, or the
+// error is that of one connection, whose client has gone or which the network has
+// lost (accept(2): Linux returns those where other systems keep them).
 func transient(err error) bool {
-	for _, e := range []unix.Errno{unix.ECONNABORTED, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EPROTO} {
+	for _, e := range []unix.Errno{
+		unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM,
+		unix.ECONNABORTED, unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP,
+		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENONET, unix.ETIMEDOUT,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -85,13 +90,27 @@ func transient(err error) bool {
 	return false
 }
 
-// acceptQueued takes one connection off the queue without waiting for any.
+// acceptQueued takes one connection off the queue without waiting for any. Short
+// resources are waited for: what is in the queue would be lost.
 func (l *listener) acceptQueued() (*net.TCPConn, error) {
+	for {
+		c, err := l.takeQueued()
+		if err == nil {
+			return c, nil
+		}
+		if !transient(err) {
+			l.Close()
+			l.end()
+			return nil, net.ErrClosed
+		}
+		time.Sleep(acceptPause)
+	}
+}
+
+func (l *listener) takeQueued() (*net.TCPConn, error) {
 	fd, err := l.accept4()
 	if err != nil {
-		l.Close()
-		l.end()
-		return nil, net.ErrClosed
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()

@@ -3,7 +3,12 @@ package proxy
 import (
 	"errors"
 	"net"
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
 )
 
 // TestListenerStop holds that connections which the kernel has accepted before
@@ -57,5 +62,63 @@ func TestListenerStopWakes(t *testing.T) {
 	l.stop()
 	if err := <-done; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: %v", err)
+	}
+}
+
+// TestListenerStopShortOfDescriptors holds that what is queued at the stop is not
+// lost when there are no descriptors for a while. It does not run beside others:
+// the limit is the process's.
+func TestListenerStopShortOfDescriptors(t *testing.T) {
+	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newListener(tcp)
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := unix.Rlimit{Cur: 1, Max: limit.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	l.stop()
+	accepted := make(chan error, 1)
+	go func() {
+		c, err := l.AcceptTCP()
+		if err == nil {
+			c.Close()
+		}
+		accepted <- err
+	}()
+	hbonetest.Until(t, "the listener to wait", func() bool {
+		return hbonetest.Goroutines("proxy.(*listener).acceptQueued") == 1 || len(accepted) == 1
+	})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-accepted; err != nil {
+		t.Errorf("the queued connection: %v", err)
+	}
+}
+
+func TestTransient(t *testing.T) {
+	t.Parallel()
+	for _, e := range []unix.Errno{unix.ECONNABORTED, unix.EMFILE, unix.EPERM, unix.EHOSTUNREACH, unix.ENETDOWN} {
+		if !transient(&net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", e)}) {
+			t.Errorf("%v ends the listener", e)
+		}
+	}
+	for _, e := range []error{net.ErrClosed, unix.EBADF, unix.EAGAIN} {
+		if transient(e) {
+			t.Errorf("%v is waited for", e)
+		}
 	}
 }
