@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	waypointpb "github.com/culvert-mesh/culvert/pkg/wire/waypoint"
@@ -24,8 +25,8 @@ func decodeDestination(m *waypointpb.Destination) (*config.Destination, error) {
 	return nil, errors.New("kind: required")
 }
 
-func decodeService(m *waypointpb.Service) (d *config.Destination, err error) {
-	d = &config.Destination{
+func decodeService(m *waypointpb.Service) (*config.Destination, error) {
+	d := &config.Destination{
 		Service: mesh.ServiceName{Namespace: m.GetNamespace(), Hostname: m.GetHostname()},
 		Port:    uint16(m.GetPort()),
 		Routes:  m.GetRouteConfig(),
@@ -52,29 +53,33 @@ func decodeService(m *waypointpb.Service) (d *config.Destination, err error) {
 	for _, t := range m.GetRouteTables() {
 		d.Tables = append(d.Tables, config.SourceTable{Namespaces: t.GetSourceNamespaces(), Routes: t.GetRouteConfig()})
 	}
-	if d.Addresses, err = decodeAddresses(m.GetAddresses()); err != nil {
-		return nil, err
-	}
-	if d.HTTPFilters, err = decodeHTTPFilters(m.GetHttpFilters()); err != nil {
-		return nil, err
-	}
-	d.NetworkFilters, err = decodeNetworkFilters(m.GetNetworkFilters())
-	return d, err
+	return d, decodeServed(m, d)
 }
 
-func decodeWorkload(m *waypointpb.Workload) (d *config.Destination, err error) {
-	d = &config.Destination{UID: mesh.UID(m.GetUid())}
+func decodeWorkload(m *waypointpb.Workload) (*config.Destination, error) {
+	d := &config.Destination{UID: mesh.UID(m.GetUid())}
 	if d.UID == "" {
 		return nil, errors.New("uid: required")
 	}
+	return d, decodeServed(m, d)
+}
+
+// served is what services and workloads have in common.
+type served interface {
+	GetAddresses() []*waypointpb.NetworkAddress
+	GetHttpFilters() []*anypb.Any
+	GetNetworkFilters() []*anypb.Any
+}
+
+func decodeServed(m served, d *config.Destination) (err error) {
 	if d.Addresses, err = decodeAddresses(m.GetAddresses()); err != nil {
-		return nil, err
+		return err
 	}
 	if d.HTTPFilters, err = decodeHTTPFilters(m.GetHttpFilters()); err != nil {
-		return nil, err
+		return err
 	}
 	d.NetworkFilters, err = decodeNetworkFilters(m.GetNetworkFilters())
-	return d, err
+	return err
 }
 
 func decodeAddresses(list []*waypointpb.NetworkAddress) (out []mesh.NetAddr, err error) {
