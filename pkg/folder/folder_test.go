@@ -247,6 +247,28 @@ func TestWatch(t *testing.T) {
 	await(t, snaps, "removal", func(s *Snapshot) bool { return len(s.Objects) == 0 && len(s.Problems) == 0 })
 }
 
+// A user's folder that is moved away does not end everything that was in it.
+func TestFolderMovedAway(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir+"/base/pod.yaml", pod)
+	snaps := start(t, Layers{Base: []string{dir + "/base"}})
+	await(t, snaps, "first", func(s *Snapshot) bool { return len(s.Objects) == 1 })
+	if err := os.Rename(dir+"/base", dir+"/moved"); err != nil {
+		t.Fatal(err)
+	}
+	s := await(t, snaps, "the loss", func(s *Snapshot) bool { return len(s.Problems) == 1 })
+	if p := s.Problems[0]; p.Reason != reason.TargetNotFound || p.File != dir+"/base" || len(s.Objects) != 1 {
+		t.Errorf("%v, %d objects", p, len(s.Objects))
+	}
+	if err := os.Rename(dir+"/moved", dir+"/base"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, snaps, "the return", func(s *Snapshot) bool { return len(s.Problems) == 0 && len(s.Objects) == 1 })
+	write(t, dir+"/base/other.yaml", strings.ReplaceAll(pod, "cart", "other"))
+	await(t, snaps, "another file", func(s *Snapshot) bool { return len(s.Objects) == 2 })
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(pod))
 	f.Add([]byte("a: &a [*a]\n"))

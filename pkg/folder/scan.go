@@ -60,6 +60,7 @@ type scanner struct {
 	roots    []root
 	files    map[string]*file
 	dirs     map[string]bool // folders that were entered
+	lost     map[string]bool // folders that were given and are not there
 	bad      map[*file]bool  // files with problems
 	byKey    map[Key][]*file // files that mention the key, in order
 	merged   map[Key]*Object
@@ -74,7 +75,7 @@ type scanner struct {
 }
 
 func newScanner(l Layers) *scanner {
-	s := &scanner{files: map[string]*file{}, dirs: map[string]bool{}, bad: map[*file]bool{}, byKey: map[Key][]*file{}, merged: map[Key]*Object{},
+	s := &scanner{files: map[string]*file{}, dirs: map[string]bool{}, lost: map[string]bool{}, bad: map[*file]bool{}, byKey: map[Key][]*file{}, merged: map[Key]*Object{},
 		dups: map[Key][]Problem{}, dirty: map[Key]struct{}{}}
 	for i, paths := range [][]string{l.Base, l.Objects, l.Patches} {
 		for _, p := range paths {
@@ -98,16 +99,21 @@ func (s *scanner) scan() {
 }
 
 // walk looks at the files below path. The files of a folder that cannot be read
-// stay as they are known.
+// stay as they are known, and so do those of a user's folder that is gone as a
+// whole: it was moved or is not mounted, nobody asked for everything in it to end.
 func (s *scanner) walk(r root, path string, seen map[string]bool) {
 	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
+			if s.miss(r, p, err) || !errors.Is(err, fs.ErrNotExist) {
 				s.keepBelow(p, seen)
 			}
 			return nil
 		}
 		if d.IsDir() {
+			if s.lost[p] {
+				delete(s.lost, p)
+				s.reported = true
+			}
 			if p != r.path && strings.HasPrefix(d.Name(), ".") {
 				return fs.SkipDir
 			}
@@ -123,6 +129,26 @@ func (s *scanner) walk(r root, path string, seen map[string]bool) {
 		}
 		return nil
 	})
+}
+
+// miss notes that a user's folder is not there, and reports whether that is so.
+func (s *scanner) miss(r root, path string, err error) bool {
+	if path != r.path || r.layer != base || !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	s.reported = s.reported || !s.lost[path]
+	s.lost[path] = true
+	return true
+}
+
+// holds reports whether files below path are known.
+func (s *scanner) holds(path string) bool {
+	for p := range s.files {
+		if strings.HasPrefix(p, path+string(filepath.Separator)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *scanner) keepBelow(path string, seen map[string]bool) {
@@ -147,6 +173,7 @@ func (s *scanner) touch(path string) {
 		}
 	case err == nil && wanted(filepath.Base(path)):
 		s.look(r, path)
+	case s.miss(r, path, err):
 	case errors.Is(err, fs.ErrNotExist):
 		s.dropBelow(path)
 	}
@@ -350,6 +377,11 @@ func (m *merger) apply(out, patch *Object) {
 
 func (s *scanner) problems() []Problem {
 	var out []Problem
+	for path := range s.lost {
+		if s.holds(path) {
+			out = append(out, Problem{File: path, Reason: reason.TargetNotFound, Detail: "there is no such folder; what it held stays in force"})
+		}
+	}
 	for f := range s.bad {
 		out = append(out, f.problems...)
 	}
