@@ -118,9 +118,9 @@ func TestNothingIsLeft(t *testing.T) {
 	run, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- c.Run(run) }()
+	s.Await(ctx, 0, isFirst)
 	for range 10 {
 		from := len(s.Requests())
-		s.Await(ctx, max(0, from-1), isFirst)
 		s.EndStreams(nil)
 		s.Await(ctx, from, isFirst)
 	}
