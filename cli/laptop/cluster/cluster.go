@@ -145,6 +145,9 @@ func (c *Cluster) byUID(uid string) *Pod {
 // Sync compares what there is with what is asked for.
 func (c *Cluster) Sync() Changes {
 	c.problems = nil
+	for _, p := range c.objects.Idle {
+		c.problem("%s", p)
+	}
 	c.render()
 	c.allocate()
 	var ch Changes

@@ -160,6 +160,17 @@ func TestUnknownNode(t *testing.T) {
 	}
 }
 
+// TestIdleKinds: what would make pods elsewhere and makes none here is told.
+func TestIdleKinds(t *testing.T) {
+	t.Parallel()
+	c := New([]string{"node-1", "node-2"})
+	c.Set(load(t, "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: shop}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", nil))
+	settle(t, c)
+	if p := c.Problems(); len(p) != 1 || !strings.Contains(p[0], "x.yaml:2: StatefulSet") || !strings.Contains(p[0], "not supported") {
+		t.Errorf("problems %q", p)
+	}
+}
+
 // TestBadObjectKeepsItsLastForm: one object that no longer decodes changes nothing.
 func TestBadObjectKeepsItsLastForm(t *testing.T) {
 	t.Parallel()

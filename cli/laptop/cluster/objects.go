@@ -35,6 +35,9 @@ type Objects struct {
 	Deployments map[Name]*appsv1.Deployment
 	Services    map[Name]*corev1.Service
 	Gateways    map[Name]*gatewayv1.Gateway
+
+	// Idle are objects that make pods in a Kubernetes cluster and none here.
+	Idle []folder.Problem
 }
 
 func newObjects() *Objects {
@@ -71,6 +74,10 @@ func Decode(snap *folder.Snapshot, prev *Objects) (*Objects, []folder.Problem) {
 			if o.Key().Group == gatewayv1.GroupName {
 				err = decode(o, key, objs.Gateways, prev.Gateways)
 			}
+		case "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "CronJob":
+			if g := o.Key().Group; g == "apps" || g == "batch" {
+				objs.Idle = append(objs.Idle, idle(o))
+			}
 		}
 		if err != nil {
 			problems = append(problems, problemOf(o, err))
@@ -102,6 +109,13 @@ func problemOf(o *folder.Object, err error) folder.Problem {
 		p.Field = typeErr.Field
 		p.Detail = "want " + typeErr.Type.String() + ", got " + typeErr.Value
 	}
+	p.File, p.Line = o.Locate(p.Field)
+	return p
+}
+
+func idle(o *folder.Object) folder.Problem {
+	p := folder.Problem{Object: o.Key().String(), Field: "kind", Reason: reason.Unsupported,
+		Detail: "no pods are made of it; Pods and Deployments run here"}
 	p.File, p.Line = o.Locate(p.Field)
 	return p
 }
