@@ -55,7 +55,7 @@ func healthOf(st *laptop.Status) health {
 	case !st.Config.Connected:
 		h.Configuration = "unknown: the control plane does not answer"
 	case len(st.Config.Problems) > 0:
-		h.Configuration = "accepted in part: what is wrong below keeps its last good state"
+		h.Configuration = "accepted in part; what could not be read or is not valid keeps its last good state"
 	default:
 		h.Configuration = "accepted"
 	}
