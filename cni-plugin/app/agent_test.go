@@ -379,7 +379,9 @@ func TestLabelsFlipLive(t *testing.T) {
 	z := w.ztunnel()
 	for range 2 {
 		w.namespace("ambient")
-		w.await("the pod is in", func() bool { return w.annotation("u1") == enroll.RedirectionEnabled })
+		w.await("the pod is in", func() bool {
+			return w.annotation("u1") == enroll.RedirectionEnabled && w.state("u1") == "enrolled"
+		})
 		if z.has()["u1"] != ns1.ID() || !w.captured(ns1) {
 			t.Errorf("ztunnel has %v, captured %v", z.has(), w.captured(ns1))
 		}
