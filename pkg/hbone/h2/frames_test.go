@@ -303,6 +303,15 @@ var serverErrors = []struct {
 			p.connect(2*i + 1)
 		}
 	}, "RST REFUSED_STREAM"},
+	{"handlers that do not end", func(p *rawPeer) {
+		p.settings()
+		for i := range uint32(40) {
+			p.connect(2*i + 1)
+			p.wants("HEADERS 200")
+			_ = p.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		}
+		p.connect(81)
+	}, "RST REFUSED_STREAM"},
 	{"rapid reset", func(p *rawPeer) {
 		p.settings()
 		for i := range uint32(2000) {
@@ -337,6 +346,9 @@ func TestServerErrors(t *testing.T) {
 			}
 			if tc.name == "rapid reset" {
 				handler = func(ctx context.Context, in *hbone.Incoming) { <-ctx.Done() }
+			}
+			if tc.name == "handlers that do not end" {
+				handler = func(_ context.Context, in *hbone.Incoming) { _, _ = in.Accept(hbone.Response{}); <-t.Context().Done() }
 			}
 			p, _ := serveRaw(t, handler)
 			tc.do(p)

@@ -57,7 +57,9 @@ func (c *conn) newIncoming(f *http2.MetaHeadersFrame) (*stream, error) {
 	}
 	c.lastID = f.StreamID
 	if c.handlers >= 2*c.maxStreams {
-		return nil, connErrorf(http2.ErrCodeEnhanceYourCalm, "streams are reset faster than they can be given up")
+		// Reset streams whose destinations still take what had arrived: the others
+		// of the connection must not suffer for it.
+		return nil, streamErrorf(f.StreamID, http2.ErrCodeRefusedStream, "streams are reset faster than they can be given up")
 	}
 	if len(c.streams) >= c.maxStreams {
 		return nil, streamErrorf(f.StreamID, http2.ErrCodeRefusedStream, "%d streams are open", c.maxStreams)

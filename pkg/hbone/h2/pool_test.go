@@ -89,17 +89,23 @@ func TestPoolBeforePeersLimit(t *testing.T) {
 		to := m.peer
 		to.LocalIP = netip.AddrFrom4([4]byte{10, 0, 0, i}) // so that all connections are new
 		var wg sync.WaitGroup
-		for range 20 {
+		streams := make([]hbone.Stream, 20)
+		for i := range streams {
 			wg.Go(func() {
 				s, _, err := m.pool.Open(context.Background(), to, request("10.0.0.1:80"))
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				_ = s.Close()
+				streams[i] = s
 			})
 		}
 		wg.Wait()
+		for _, s := range streams {
+			if s != nil {
+				_ = s.Close()
+			}
+		}
 	}
 }
 
