@@ -297,9 +297,13 @@ func (c *compilation) target(p *source.AuthorizationPolicy, ref *typev1beta1.Pol
 			return
 		}
 		probe := &compilation{mesh: c.mesh, view: c.view, object: s}
-		if wp := probe.serviceWaypoint(s); wp == nil {
+		wp, chosen := probe.serviceWaypoint(s)
+		switch {
+		case wp == nil && chosen.Name != "":
+			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("waypoint %s/%s does not serve service %s/%s: its clients are refused", chosen.Namespace, chosen.Name, p.Namespace, ref.GetName()))
+		case wp == nil:
 			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("service %s/%s has no waypoint: the policy is not enforced", p.Namespace, ref.GetName()))
-		} else if wp.gateway == nil {
+		case wp.gateway == nil:
 			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("the waypoint of service %s/%s has no address yet: its clients are refused", p.Namespace, ref.GetName()))
 		}
 	case "GatewayClass":

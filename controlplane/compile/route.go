@@ -405,7 +405,7 @@ func (c *compilation) parent(r *source.HTTPRoute, ref gatewayv1.ParentReference,
 		return
 	}
 	probe := &compilation{mesh: c.mesh, view: c.view, object: s}
-	if wp := probe.serviceWaypoint(s); wp == nil || wp.gateway == nil {
+	if wp, _ := probe.serviceWaypoint(s); wp == nil || wp.gateway == nil {
 		c.bad(Accepted, reason.NoWaypoint, field, key.String()+" has no waypoint: the route is not in effect")
 	}
 }

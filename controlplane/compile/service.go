@@ -38,22 +38,25 @@ func (c *compilation) service(s *source.Service) {
 	c.out.Service = out
 }
 
-// bind takes the service's traffic through its waypoint. While that has no address
-// the traffic goes directly, unless policies are enforced there: then clients are
-// pointed at it anyway, and refused until it comes.
+// bind takes the service's traffic through its waypoint. While that has no address,
+// or is not there at all, the traffic goes directly, unless policies are to be
+// enforced there: then clients are pointed at it anyway, and refused until it comes.
 func (c *compilation) bind(s *source.Service, out *mesh.Service) {
-	wp := c.serviceWaypoint(s)
+	wp, chosen := c.serviceWaypoint(s)
+	policies := c.servicePolicies(s)
+	if wp != nil {
+		policies = append(policies, c.gatewayPolicies(wp.object)...)
+	}
 	switch {
-	case wp == nil:
-	case len(out.VIPs) == 0:
+	case chosen.Name == "":
+	case len(out.VIPs) == 0 && wp != nil:
 		c.bad(WaypointBound, reason.Unsupported, "spec.clusterIP", "a headless service has no address of its own: its pods are dialled directly, not through the waypoint")
-	case wp.gateway != nil:
+	case wp != nil && wp.gateway != nil:
 		out.Waypoint = wp.gateway
 		c.serviceServing(s, out, wp)
-	case len(c.servicePolicies(s))+len(c.gatewayPolicies(wp.object)) > 0:
-		g := wp.object
-		out.Waypoint = &mesh.Gateway{Service: mesh.ServiceName{Namespace: g.Namespace, Hostname: c.mesh.hostname(g.Namespace, g.Name)}, HBONEPort: mesh.PortHBONE}
-		c.bad(WaypointBound, reason.NoWaypoint, useWaypointField, "clients are refused until the waypoint has an address, because it enforces policies")
+	case len(policies) > 0:
+		out.Waypoint = &mesh.Gateway{Service: mesh.ServiceName{Namespace: chosen.Namespace, Hostname: c.mesh.hostname(chosen.Namespace, chosen.Name)}, HBONEPort: mesh.PortHBONE}
+		c.bad(WaypointBound, reason.NoWaypoint, useWaypointField, "clients are refused until the waypoint serves it, because it enforces policies")
 	}
 }
 

@@ -93,16 +93,16 @@ func (c *compilation) podWaypoint(p *source.Pod) *waypoint {
 }
 
 // serviceWaypoint returns the waypoint of a service, which may not have an
-// address yet.
-func (c *compilation) serviceWaypoint(s *source.Service) *waypoint {
+// address yet, and the Gateway that its labels choose, which may not be there.
+func (c *compilation) serviceWaypoint(s *source.Service) (wp *waypoint, chosen source.Key) {
 	if s.Labels["gateway.networking.k8s.io/gateway-name"] != "" {
-		return nil
+		return nil, source.Key{}
 	}
 	key, own, ok := c.waypointLabels(s)
 	if !ok {
-		return nil
+		return nil, source.Key{}
 	}
-	return c.resolve(key, s.Namespace, forService, own)
+	return c.resolve(key, s.Namespace, forService, own), key
 }
 
 // resolve returns the waypoint, or nil and says why not. Of the many pods that a
