@@ -140,10 +140,11 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s: after %s still: %v\n%s", strings.Join(args[1:], " "), scriptPatience, err, out)
 }
 
-// kill9 kills a component and waits until its process is gone.
+// kill9 kills a component, or a pod's process by the beginning of the pod's name,
+// and waits until the process is gone.
 func kill9(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: kill9 COMPONENT")
+		ts.Fatalf("usage: kill9 COMPONENT|NAMESPACE/POD")
 	}
 	pid := 0
 	name := ts.Getenv("CULVERT_NAME")
@@ -161,6 +162,11 @@ func kill9(ts *testscript.TestScript, neg bool, args []string) {
 		for _, c := range st.Components {
 			if c.Name == args[0] {
 				pid = c.PID
+			}
+		}
+		for _, p := range st.Pods {
+			if strings.HasPrefix(p.Namespace+"/"+p.Name, args[0]) {
+				pid = p.PID
 			}
 		}
 	}
