@@ -12,6 +12,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -52,9 +53,7 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 	if err != nil {
 		return err
 	}
-	if cfg.Threads > 0 {
-		runtime.GOMAXPROCS(cfg.Threads)
-	}
+	runtime.GOMAXPROCS(cmp.Or(cfg.Threads, defaultThreads(runtime.GOMAXPROCS(0))))
 	debug.SetMemoryLimit(memoryLimit(os.DirFS("/sys/fs/cgroup")))
 	return logging.During(out, 0, func(w *logging.Writer) error {
 		a, err := New(cfg, w)

@@ -58,7 +58,7 @@ type Config struct {
 	AppLoopback bool // PROXY application tunnels are reached on loopback
 	Baggage     bool // answer a CONNECT with baggage
 
-	Threads int // that run Go code at once; 0 = as many as the runtime thinks
+	Threads int // that run Go code at once; 0 = by the number of CPUs
 
 	LogFilter  string // RUST_LOG
 	LogJSON    bool

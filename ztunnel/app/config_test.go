@@ -134,6 +134,15 @@ func TestConfigThreads(t *testing.T) {
 	}
 }
 
+func TestDefaultThreads(t *testing.T) {
+	t.Parallel()
+	for cpus, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 8: 2, 12: 3, 64: 16} {
+		if got := defaultThreads(cpus); got != want {
+			t.Errorf("%d CPUs: %d threads, want %d", cpus, got, want)
+		}
+	}
+}
+
 func TestConfigOwn(t *testing.T) {
 	t.Parallel()
 	all := []string{"POD_NAME=ztunnel-x", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=ztunnel"}

@@ -22,3 +22,9 @@ func memoryLimit(cgroup fs.FS) int64 {
 	}
 	return math.MaxInt64
 }
+
+// defaultThreads returns how many threads may run Go code at once where nobody
+// says: half of a small machine, a quarter of a large one. The rest is the
+// applications', and a runtime that has more threads than work spends on waking
+// them what it could have moved (docs/design/2026-11-threads.md).
+func defaultThreads(cpus int) int { return max(1, min(2, cpus/2), cpus/4) }
