@@ -72,7 +72,7 @@ func (q *queue) add(p []byte) {
 // grow appends a block: as large as what is to come, or as what is there
 // already, so that many small frames do not become many small blocks.
 func (q *queue) grow(n int) {
-	b := newBlock(classFor(min(max(n, q.n/2), blockSizes[largestClass-1])))
+	b := newBlock(classFor(max(n, q.n/2)))
 	if q.tail == nil {
 		q.head = b
 	} else {
