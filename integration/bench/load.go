@@ -45,6 +45,9 @@ func loadMain(ctx context.Context, args []string) error {
 	if *conns < 1 || *conns > 5000 || *duration <= 0 || *duration > time.Minute {
 		return fmt.Errorf("load: -conns %d -duration %v is out of bounds", *conns, *duration)
 	}
+	if err := moreConnections(); err != nil {
+		return err
+	}
 	l := load{target: *target, conns: *conns, duration: *duration}
 	var work func(context.Context) (Result, error)
 	switch *mode {

@@ -65,3 +65,15 @@ func findProcess(args []string) (int, error) {
 	}
 	return 0, fmt.Errorf("no process was started as %q", strings.Join(args, " "))
 }
+
+// moreConnections lets this namespace make connections for as long as a run
+// lasts: by default 28,000 ports, each kept back for a minute, are used up within
+// seconds, and what is measured from then on is the search for a free one.
+func moreConnections() error {
+	for name, value := range map[string]string{"ip_local_port_range": "1024 65000", "tcp_tw_reuse": "1"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("prepare namespace for many connections: %w", err)
+		}
+	}
+	return nil
+}

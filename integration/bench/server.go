@@ -32,6 +32,9 @@ func serverMain(ctx context.Context, args []string) error {
 
 // serve accepts until ctx ends and hands every connection to its own goroutine.
 func serve(ctx context.Context, addr string, handle func(*net.TCPConn)) error {
+	if err := moreConnections(); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
