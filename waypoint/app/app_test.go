@@ -123,7 +123,11 @@ func TestLife(t *testing.T) {
 		t.Errorf("%d %q", resp.StatusCode, b)
 	}
 	resp.Body.Close()
-	metrics := awaitStatus(t, fmt.Sprintf("http://127.0.0.1:%d/stats/prometheus", cfg.Ports.Metrics), 200)
+	// A request is counted after its last byte, which may be after the client has it.
+	var metrics string
+	for end := time.Now().Add(20 * time.Second); !strings.Contains(metrics, `istio_requests_total{`) && time.Now().Before(end); {
+		metrics = awaitStatus(t, fmt.Sprintf("http://127.0.0.1:%d/stats/prometheus", cfg.Ports.Metrics), 200)
+	}
 	for _, want := range []string{`istio_requests_total{`, `reporter="waypoint"`, `response_code="200"`, `destination_service_name="cart"`,
 		`source_principal="spiffe://cluster.local/ns/shop/sa/web"`, `istio_request_duration_milliseconds_bucket`,
 		`istio_xds_message_total{`, `culvert_certificate_request_duration_seconds_count`, `culvert_log_lines_dropped_total 0`} {
