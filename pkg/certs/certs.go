@@ -36,7 +36,13 @@ type SVID struct {
 	NotAfter  time.Time
 	Serial    string // of the leaf, decimal
 
+	// Federated has the roots of each foreign trust domain whose peers are
+	// accepted, and then Roots count for ID's own trust domain only. Nil: Roots
+	// count for every trust domain, as with an IstioCertificateService.
+	Federated map[string][]*x509.Certificate
+
 	verifier *verifier
+	foreign  map[string]*verifier // of Federated
 }
 
 // Source yields the certificate to use for an identity right now.

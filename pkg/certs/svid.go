@@ -59,7 +59,7 @@ func ParseSVID(id mesh.Identity, key crypto.Signer, chain []string) (*SVID, erro
 		return nil, fmt.Errorf("certificate chain has %d elements, want at least a leaf and a root", len(chain))
 	}
 	last := len(chain) - 1
-	s := &SVID{ID: id}
+	var certs []*x509.Certificate
 	for i, text := range chain[:last] {
 		parsed, err := ParsePEM([]byte(text))
 		if err == nil && len(parsed) != 1 {
@@ -68,21 +68,47 @@ func ParseSVID(id mesh.Identity, key crypto.Signer, chain []string) (*SVID, erro
 		if err != nil {
 			return nil, fmt.Errorf("certificate chain element %d: %w", i, err)
 		}
-		s.Chain = append(s.Chain, parsed[0])
+		certs = append(certs, parsed[0])
 	}
-	var err error
-	if s.RootCerts, err = ParsePEM([]byte(chain[last])); err != nil {
+	roots, err := ParsePEM([]byte(chain[last]))
+	if err != nil {
 		return nil, fmt.Errorf("certificate chain element %d (roots): %w", last, err)
 	}
-	if err := checkLeaf(s.Chain[0], id, key, time.Now()); err != nil {
+	s, err := newSVID(id, key, certs, roots, nil)
+	if err != nil {
 		return nil, err
 	}
+	if now := time.Now(); now.After(s.NotAfter) {
+		return nil, fmt.Errorf("certificate expired at %s", s.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return s, nil
+}
+
+// NewSVID builds the SVID for id from its key, its chain (leaf first), the roots
+// of its own trust domain, and those of each trust domain that it federates with.
+// Unlike a parsed one it takes no peer of any other trust domain, whoever signed
+// it. It fails unless the leaf is for id's URI and for key.
+func NewSVID(id mesh.Identity, key crypto.Signer, chain, roots []*x509.Certificate, federated map[string][]*x509.Certificate) (*SVID, error) {
+	if federated == nil {
+		federated = map[string][]*x509.Certificate{}
+	}
+	return newSVID(id, key, chain, roots, federated)
+}
+
+func newSVID(id mesh.Identity, key crypto.Signer, chain, roots []*x509.Certificate, federated map[string][]*x509.Certificate) (*SVID, error) {
+	if len(chain) == 0 || len(roots) == 0 {
+		return nil, fmt.Errorf("%d certificates and %d roots, want at least one of each", len(chain), len(roots))
+	}
+	if err := checkLeaf(chain[0], id, key); err != nil {
+		return nil, err
+	}
+	s := &SVID{ID: id, Chain: chain, RootCerts: roots, Federated: federated}
 	s.complete(key)
 	return s, nil
 }
 
 // checkLeaf checks that a CA sent what was asked for.
-func checkLeaf(leaf *x509.Certificate, id mesh.Identity, key crypto.Signer, now time.Time) error {
+func checkLeaf(leaf *x509.Certificate, id mesh.Identity, key crypto.Signer) error {
 	if len(leaf.URIs) == 0 {
 		return fmt.Errorf("certificate carries no URI, want %s", id)
 	}
@@ -92,9 +118,6 @@ func checkLeaf(leaf *x509.Certificate, id mesh.Identity, key crypto.Signer, now 
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(leaf.PublicKey) {
 		return errors.New("certificate is for another key")
-	}
-	if now.After(leaf.NotAfter) {
-		return fmt.Errorf("certificate expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -106,13 +129,24 @@ func (s *SVID) complete(key crypto.Signer) {
 	for _, c := range s.Chain {
 		s.Leaf.Certificate = append(s.Leaf.Certificate, c.Raw)
 	}
-	s.Roots = x509.NewCertPool()
-	for _, c := range s.RootCerts {
-		s.Roots.AddCert(c)
-	}
+	s.Roots = pool(s.RootCerts)
 	s.NotBefore, s.NotAfter = leaf.NotBefore, leaf.NotAfter
 	s.Serial = leaf.SerialNumber.String()
 	s.verifier = newVerifier(s.Roots)
+	if s.Federated != nil {
+		s.foreign = make(map[string]*verifier, len(s.Federated))
+		for td, roots := range s.Federated {
+			s.foreign[td] = newVerifier(pool(roots))
+		}
+	}
+}
+
+func pool(certs []*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, c := range certs {
+		p.AddCert(c)
+	}
+	return p
 }
 
 // ParsePEM parses one or more PEM certificates. Anything else in the text, and a
