@@ -35,6 +35,7 @@ type Counters = relay.Counters
 type Request struct {
 	Authority string // "ip:port", "[ip]:port", or "hostname:port" across networks
 	Header    Header
+	Timing    *Timing // where to tell how long it took; may be nil
 }
 
 // Response is the answer to a CONNECT.
