@@ -17,6 +17,7 @@ const wildcard = "*"
 type subscription struct {
 	wildcard bool
 	names    map[string]struct{} // asked for by name or alias
+	groups   map[string]struct{} // whose members come along with what was asked for
 	pending  map[string]struct{} // changed since they were last sent
 	since    time.Time           // when the oldest pending change came
 	answer   bool                // a response is due even without content
@@ -71,14 +72,23 @@ func (s *stream) mark(n Name, old, new *Resource) bool {
 		return false
 	}
 	marked := sub.markLocked(n.Name, sub.wildcard)
-	if len(sub.names) > 0 {
-		for _, r := range []*Resource{old, new} {
-			if r == nil {
-				continue
-			}
-			for _, a := range r.Aliases {
-				marked = sub.markLocked(a, false) || marked
-			}
+	for _, r := range []*Resource{old, new} {
+		if r != nil && !sub.wildcard {
+			marked = sub.markRelatedLocked(r) || marked
+		}
+	}
+	return marked
+}
+
+// markRelatedLocked adds what is pending since r is known by its other names and
+// by the groups it is in.
+func (sub *subscription) markRelatedLocked(r *Resource) (marked bool) {
+	for _, a := range r.Aliases {
+		marked = sub.markLocked(a, false) || marked
+	}
+	for _, g := range r.Groups {
+		if _, wanted := sub.groups[g]; wanted {
+			marked = sub.markLocked(r.Name.Name, true) || marked
 		}
 	}
 	return marked
@@ -106,9 +116,9 @@ func (s *stream) request(c *Cache, req *discovery.DeltaDiscoveryRequest, now tim
 	defer s.mu.Unlock()
 	sub := s.subs[req.GetTypeUrl()]
 	if sub == nil {
-		sub = &subscription{names: map[string]struct{}{}, pending: map[string]struct{}{}, sent: map[string]time.Time{}, answer: true}
+		sub = &subscription{names: map[string]struct{}{}, groups: map[string]struct{}{}, pending: map[string]struct{}{}, sent: map[string]time.Time{}, answer: true}
 		s.subs[req.GetTypeUrl()] = sub
-		sub.open(c.types[req.GetTypeUrl()], s.client.Scope, req)
+		sub.open(c.types[req.GetTypeUrl()], s.client, req)
 		s.signal()
 		return 0, ""
 	}
@@ -123,8 +133,9 @@ func (s *stream) request(c *Cache, req *discovery.DeltaDiscoveryRequest, now tim
 }
 
 // open takes the first request for a type. Without names it asks for everything.
-func (sub *subscription) open(t *typeCache, scope string, req *discovery.DeltaDiscoveryRequest) {
-	held := req.GetInitialResourceVersions()
+// Who asks by name is told what is on its own node without asking.
+func (sub *subscription) open(t *typeCache, client Client, req *discovery.DeltaDiscoveryRequest) {
+	scope, held := client.Scope, req.GetInitialResourceVersions()
 	names := req.GetResourceNamesSubscribe()
 	unsubscribed := slices.Contains(req.GetResourceNamesUnsubscribe(), wildcard)
 	sub.wildcard = (len(names) == 0 || slices.Contains(names, wildcard)) && !unsubscribed
@@ -137,6 +148,9 @@ func (sub *subscription) open(t *typeCache, scope string, req *discovery.DeltaDi
 	if !sub.wildcard {
 		for n := range held { // what is held by name is still wanted by name
 			sub.names[n] = struct{}{}
+		}
+		if client.Node != "" {
+			sub.follow(t, scope, NodeGroup(client.Node), held)
 		}
 	}
 	sub.enqueue(t, scope, maps.Keys(sub.names), held)
@@ -155,11 +169,47 @@ func (sub *subscription) enqueue(t *typeCache, scope string, names func(func(str
 	for n := range names {
 		if t != nil {
 			if r := t.lookup(n, scope); r != nil && held[r.Name.Name] == r.Version {
+				sub.follow(t, scope, r.Group, held)
 				continue
 			}
 		}
 		sub.pending[n] = struct{}{}
 	}
+}
+
+// follow subscribes to the members of a group: those there are, but for what is
+// held in the present version, and those to come.
+func (sub *subscription) follow(t *typeCache, scope, group string, held map[string]string) {
+	if _, followed := sub.groups[group]; followed || group == "" || sub.wildcard {
+		return
+	}
+	sub.groups[group] = struct{}{}
+	if t == nil {
+		return
+	}
+	for n := range t.groups[group] {
+		if r := t.named(n, scope); r != nil && held[n] != r.Version {
+			sub.pending[n] = struct{}{}
+		}
+	}
+}
+
+// unfollow forgets the group that came along with a name, unless the client asks
+// for the same resource under another.
+func (sub *subscription) unfollow(t *typeCache, scope, name string) {
+	if t == nil {
+		return
+	}
+	r := t.lookup(name, scope)
+	if r == nil || r.Group == "" {
+		return
+	}
+	for _, other := range append([]string{r.Name.Name}, r.Aliases...) {
+		if _, wanted := sub.names[other]; wanted {
+			return
+		}
+	}
+	delete(sub.groups, r.Group)
 }
 
 func (sub *subscription) enqueueAll(t *typeCache, scope string, held map[string]string) {
@@ -184,6 +234,7 @@ func (sub *subscription) change(t *typeCache, scope string, req *discovery.Delta
 			sub.wildcard = false
 		}
 		delete(sub.names, n)
+		sub.unfollow(t, scope, n)
 	}
 	for _, n := range req.GetResourceNamesSubscribe() {
 		if n == wildcard {
@@ -253,23 +304,27 @@ func (s *stream) collect(c *Cache) []push {
 	return append(sets, removals...)
 }
 
-// take empties pending.
+// take empties pending. What comes along with a resource is pending once the
+// resource is taken.
 func (sub *subscription) take(t *typeCache, scope string) (resources []*discovery.Resource, removed []string) {
-	names := slices.Sorted(maps.Keys(sub.pending))
-	sub.pending = map[string]struct{}{}
-	given := make(map[string]struct{}, len(names))
-	for _, n := range names {
-		var r *Resource
-		if t != nil {
-			r = t.lookup(n, scope)
-		}
-		if r == nil {
-			removed = append(removed, n)
-			continue
-		}
-		if _, twice := given[r.Name.Name]; !twice {
-			given[r.Name.Name] = struct{}{}
-			resources = append(resources, r.wire())
+	given := make(map[string]struct{}, len(sub.pending))
+	for len(sub.pending) > 0 {
+		names := slices.Sorted(maps.Keys(sub.pending))
+		sub.pending = map[string]struct{}{}
+		for _, n := range names {
+			var r *Resource
+			if t != nil {
+				r = t.lookup(n, scope)
+			}
+			if r == nil {
+				removed = append(removed, n)
+				continue
+			}
+			if _, twice := given[r.Name.Name]; !twice {
+				given[r.Name.Name] = struct{}{}
+				resources = append(resources, r.wire())
+				sub.follow(t, scope, r.Group, nil)
+			}
 		}
 	}
 	return resources, removed

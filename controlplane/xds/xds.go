@@ -45,7 +45,15 @@ type Resource struct {
 	Body    *anypb.Any
 	Aliases []string // other names under which it may be asked for
 	Scope   string   // the one client scope that sees it; "" = all
+
+	// Group is the set of resources that a client gets along with this one when it
+	// asks by name; "" for none. Groups are the sets that this one belongs to.
+	Group  string
+	Groups []string
 }
+
+// NodeGroup is the set of what a client on that node needs without asking.
+func NodeGroup(node string) string { return "@node/" + node }
 
 // NewResource returns a resource with m as its content. The version is a hash of
 // content and aliases.
@@ -74,6 +82,12 @@ func (r *Resource) wire() *discovery.Resource {
 	return &discovery.Resource{Name: r.Name.Name, Version: r.Version, Resource: r.Body, Aliases: r.Aliases}
 }
 
+// same reports whether clients could not tell r from other. What a resource
+// belongs to follows from its content.
+func (r *Resource) same(other *Resource) bool {
+	return r.Version == other.Version && r.Scope == other.Scope
+}
+
 func (r *Resource) visible(scope string) bool { return r.Scope == "" || r.Scope == scope }
 
 // owned is a resource and the object it comes from. Several objects may yield
@@ -86,7 +100,8 @@ type owned struct {
 // typeCache holds the resources of one type.
 type typeCache struct {
 	byName  map[string][]owned
-	aliases map[string][]string // alias to names
+	aliases map[string][]string            // alias to names
+	groups  map[string]map[string]struct{} // group to names of its members
 }
 
 // Cache holds what there is to send, and tells streams what changed.
@@ -148,7 +163,7 @@ func (c *Cache) setLocked(owner source.Key, n Name, r *Resource, touched map[*st
 	t := c.typeLocked(n.Type)
 	list := t.byName[n.Name]
 	i := slices.IndexFunc(list, func(o owned) bool { return o.owner == owner })
-	if i < 0 && r == nil || i >= 0 && r != nil && list[i].Version == r.Version && list[i].Scope == r.Scope {
+	if i < 0 && r == nil || i >= 0 && r != nil && list[i].same(r) {
 		return
 	}
 	next := make([]owned, 0, len(list)+1)
@@ -171,15 +186,16 @@ func (c *Cache) setLocked(owner source.Key, n Name, r *Resource, touched map[*st
 func (c *Cache) typeLocked(url string) *typeCache {
 	t := c.types[url]
 	if t == nil {
-		t = &typeCache{byName: map[string][]owned{}, aliases: map[string][]string{}}
+		t = &typeCache{byName: map[string][]owned{}, aliases: map[string][]string{}, groups: map[string]map[string]struct{}{}}
 		c.types[url] = t
 	}
 	return t
 }
 
-// replace sets who yields a name, and keeps the aliases in step.
+// replace sets who yields a name, and keeps aliases and groups in step.
 func (t *typeCache) replace(name string, next []owned) {
 	for _, o := range t.byName[name] {
+		t.leaveGroups(name, o.Groups)
 		for _, a := range o.Aliases {
 			t.aliases[a] = slices.DeleteFunc(t.aliases[a], func(n string) bool { return n == name })
 			if len(t.aliases[a]) == 0 {
@@ -188,6 +204,7 @@ func (t *typeCache) replace(name string, next []owned) {
 		}
 	}
 	for _, o := range next {
+		t.joinGroups(name, o.Groups)
 		for _, a := range o.Aliases {
 			if !slices.Contains(t.aliases[a], name) {
 				t.aliases[a] = append(t.aliases[a], name)
@@ -198,6 +215,23 @@ func (t *typeCache) replace(name string, next []owned) {
 		delete(t.byName, name)
 	} else {
 		t.byName[name] = next
+	}
+}
+
+func (t *typeCache) joinGroups(name string, groups []string) {
+	for _, g := range groups {
+		if t.groups[g] == nil {
+			t.groups[g] = map[string]struct{}{}
+		}
+		t.groups[g][name] = struct{}{}
+	}
+}
+
+func (t *typeCache) leaveGroups(name string, groups []string) {
+	for _, g := range groups {
+		if delete(t.groups[g], name); len(t.groups[g]) == 0 {
+			delete(t.groups, g)
+		}
 	}
 }
 

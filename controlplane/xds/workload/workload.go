@@ -21,11 +21,15 @@ func Resources(out compile.Output) []xds.Resource {
 	var list []xds.Resource
 	if w := out.Workload; w != nil {
 		m := &workloadpb.Address{Type: &workloadpb.Address_Workload{Workload: workloadpb.FromWorkload(w)}}
-		list = append(list, xds.NewResource(string(w.UID), m, workloadAliases(w), ""))
+		r := xds.NewResource(string(w.UID), m, workloadAliases(w), "")
+		r.Groups = groups(w)
+		list = append(list, r)
 	}
 	if s := out.Service; s != nil {
 		m := &workloadpb.Address{Type: &workloadpb.Address_Service{Service: workloadpb.FromService(s)}}
-		list = append(list, xds.NewResource(s.Key().String(), m, serviceAliases(s), ""))
+		r := xds.NewResource(s.Key().String(), m, serviceAliases(s), "")
+		r.Group = r.Name.Name
+		list = append(list, r)
 	}
 	for _, p := range out.Policies {
 		list = append(list, xds.NewResource(p.Name.String(), authzpb.FromMesh(p), nil, ""))
@@ -42,6 +46,19 @@ func workloadAliases(w *mesh.Workload) []string {
 	out := make([]string, len(w.Addresses))
 	for i, a := range w.Addresses {
 		out[i] = mesh.NetAddr{Network: w.Network, Addr: a}.String()
+	}
+	return out
+}
+
+// groups are what a workload comes along with for those who do not ask for
+// everything: the services that it is an endpoint of, and its node.
+func groups(w *mesh.Workload) []string {
+	out := make([]string, 0, len(w.Services)+1)
+	for _, s := range w.Services {
+		out = append(out, s.Service.String())
+	}
+	if w.Node != "" {
+		out = append(out, xds.NodeGroup(w.Node))
 	}
 	return out
 }
