@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -141,6 +142,7 @@ func (c *conn) kick() {
 // writer writes until there is nothing left.
 func (c *conn) writer() {
 	c.mu.Lock()
+	c.yield()
 	for c.work() {
 		c.writeBatch()
 	}
@@ -156,11 +158,21 @@ func (c *conn) flush(pending func() bool) {
 		return
 	}
 	c.writing = true
+	c.yield()
 	for c.work() && pending() {
 		c.writeBatch()
 	}
 	c.writing = false
 	c.kick()
+}
+
+// yield lets the goroutines run that are ready now: what they have to send goes
+// into the same write, which costs more than all else that happens to a small
+// frame. Without any it returns at once. c.mu is held, and released meanwhile.
+func (c *conn) yield() {
+	c.mu.Unlock()
+	runtime.Gosched()
+	c.mu.Lock()
 }
 
 // writeBatch writes all control frames and a quantum of each stream. c.mu is
