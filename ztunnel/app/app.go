@@ -37,6 +37,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/workloads/discovery"
 	"github.com/culvert-mesh/culvert/pkg/xds"
 	"github.com/culvert-mesh/culvert/pkg/zds"
 	"github.com/culvert-mesh/culvert/ztunnel/inpod"
@@ -73,7 +74,8 @@ type App struct {
 	registry *prometheus.Registry
 	ready    *admin.Readiness
 	store    *workloads.Store
-	xds      *xds.Client // nil without a control plane
+	xds      *xds.Client       // nil without a control plane
+	demand   *discovery.Demand // nil unless it is asked on demand
 	certs    *certs.Cache
 	closeCA  func() error
 	prefetch *prefetch
@@ -132,6 +134,7 @@ func (a *App) buildNode() error {
 		Access:   accesslog.New(a.out, a.format(), a.levels),
 		Budget:   hbone.NewBudget(bufferBudget),
 		Resolver: net.DefaultResolver,
+		Demand:   a.demand,
 		Log:      logging.Scope(a.log, "proxy"),
 	}
 	if info, id, ok := a.cfg.Own(); ok {

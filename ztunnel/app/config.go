@@ -67,6 +67,7 @@ type Config struct {
 	StatsPort  uint16
 	ReadyPort  uint16
 	Metadata   map[string]string // of the xDS node
+	OnDemand   bool              // the control plane is asked for what connections need, instead of everything
 	DNSCapture bool              // asked for by proxy metadata; not served
 }
 
@@ -259,7 +260,9 @@ func (c *Config) readLogging(e *environ.Env) {
 // refuseUnsupported makes a setting that would be ignored a start-up error.
 func (c *Config) refuseUnsupported(e *environ.Env) {
 	e.Refuse("PROXY_MODE", e.Text("PROXY_MODE", "shared") != "shared")
-	e.Refuse("XDS_ON_DEMAND", e.Bool("XDS_ON_DEMAND", false))
+	if c.OnDemand = e.Bool("XDS_ON_DEMAND", false); c.OnDemand && c.DNSCapture {
+		e.Failf("XDS_ON_DEMAND", "cannot go together with ISTIO_META_DNS_CAPTURE=true: mesh names are answered only by who knows them all")
+	}
 	e.Refuse("UNSTABLE_ENABLE_SOCKS5", e.Bool("UNSTABLE_ENABLE_SOCKS5", false))
 	e.Refuse("TLS12_ENABLED", e.Bool("TLS12_ENABLED", false))
 	e.Refuse("COMPLIANCE_POLICY", e.Text("COMPLIANCE_POLICY", "") != "")

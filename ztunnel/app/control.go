@@ -83,6 +83,11 @@ func (a *App) buildXDS() (err error) {
 	if c.XDS.Address == "" {
 		return nil
 	}
+	addresses := discovery.Addresses(a.store)
+	if c.OnDemand {
+		a.demand = discovery.NewDemand(a.store)
+		addresses = a.demand.Addresses()
+	}
 	a.xds, err = xds.NewClient(xds.Config{
 		Address:      c.XDS.Address,
 		AltHostname:  c.XDS.AltName,
@@ -92,12 +97,15 @@ func (a *App) buildXDS() (err error) {
 		Token:        c.Token.Read,
 		ClusterID:    string(c.Cluster),
 		Headers:      c.XDS.Headers,
-		Types:        []xds.Subscription{discovery.Addresses(a.store), discovery.Policies(a.store)},
+		Types:        []xds.Subscription{addresses, discovery.Policies(a.store)},
 		Log:          logging.Scope(a.log, "xds"),
 		Metrics:      metrics.NewXDS(a.registry),
 	})
 	if err != nil {
 		return fmt.Errorf("XDS_ADDRESS: %w", err)
+	}
+	if a.demand != nil {
+		a.demand.Attach(a.xds)
 	}
 	return nil
 }

@@ -82,7 +82,7 @@ func (p *Pod) deliver(ctx context.Context, in *hbone.Incoming, live *live, rec *
 	if err != nil {
 		return nil, nil, err
 	}
-	to, err := p.validate(self, in)
+	to, err := p.validate(ctx, self, in)
 	if err != nil {
 		rec.line.Destination = party(self)
 		return nil, nil, err
@@ -104,8 +104,8 @@ func (p *Pod) deliver(ctx context.Context, in *hbone.Incoming, live *live, rec *
 	return self, app, nil
 }
 
-func (p *Pod) validate(self *mesh.Workload, in *hbone.Incoming) (route.Delivery, error) {
-	return route.Deliver(p.node.Mesh, route.Arrival{
+func (p *Pod) validate(ctx context.Context, self *mesh.Workload, in *hbone.Incoming) (route.Delivery, error) {
+	return p.deliverTo(ctx, route.Arrival{
 		Local:     self,
 		Accepted:  in.Local.Addr(),
 		Authority: in.Request.Authority,

@@ -76,7 +76,7 @@ func (p *Pod) reach(live *live, client *net.TCPConn, rec *record) (far, error) {
 	if err != nil {
 		return far{}, err
 	}
-	r, err := route.Choose(p.node.Mesh, flow)
+	r, err := p.choose(live.ctx, flow)
 	if err != nil {
 		return far{}, err
 	}
@@ -149,7 +149,7 @@ func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *re
 			return f, err
 		}
 		flow.Avoid = append(slices.Clip(flow.Avoid), r.Workload.UID)
-		next, nextErr := route.Choose(p.node.Mesh, *flow)
+		next, nextErr := p.choose(ctx, *flow)
 		if nextErr != nil {
 			return f, err
 		}

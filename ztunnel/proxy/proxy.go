@@ -40,6 +40,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/workloads/discovery"
 )
 
 const (
@@ -94,6 +95,7 @@ type Node struct {
 	Access   *accesslog.Logger
 	Budget   *hbone.Budget
 	Resolver Resolver
+	Demand   *discovery.Demand // nil where the control plane tells everything
 	Log      *slog.Logger
 
 	sources sources
