@@ -1,0 +1,119 @@
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// soak asks for the long form of every fault, again and again for so long.
+var soak = flag.Duration("soak", 0, "do every fault in its long form, over and over for so long")
+
+// bin is the folder of the programs under test.
+var bin string
+
+func TestMain(m *testing.M) {
+	status, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(status)
+}
+
+func buildAndRun(m *testing.M) (int, error) {
+	if os.Getuid() != 0 {
+		return 1, fmt.Errorf("these tests need root, to make network namespaces: run them with sudo")
+	}
+	dir, err := os.MkdirTemp("", "culvert-faults-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	bin = dir
+	for name, pkg := range map[string]string{"culvert": "../../cli", "ztunnel": "../../ztunnel"} {
+		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput(); err != nil {
+			return 1, fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	return m.Run(), nil
+}
+
+// up starts a mesh that ends with the test.
+func up(t *testing.T, env []string) *Mesh {
+	name := strings.ToLower(regexp.MustCompile(`[^a-zA-Z0-9]+`).ReplaceAllString(t.Name(), "-"))
+	m, err := Up(t.Context(), Config{
+		Culvert: filepath.Join(bin, "culvert"), Ztunnel: filepath.Join(bin, "ztunnel"),
+		Name: fmt.Sprintf("f%d-%.20s", os.Getpid(), strings.Trim(name, "-")), Dir: t.TempDir(), Env: env,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("mesh %s:\n%s", m.Name, m.Log())
+		}
+		if err := m.Down(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// TestFaults does every fault, in its short form, and holds that nothing is lost
+// that need not be.
+func TestFaults(t *testing.T) {
+	meshes := map[string]*Mesh{}
+	var reports []*Report
+	for _, f := range All {
+		env := strings.Join(f.Env, " ")
+		if meshes[env] == nil {
+			meshes[env] = up(t, f.Env)
+		}
+		t.Run(f.Name, func(t *testing.T) { reports = append(reports, hold(t, f, meshes[env], Short)) })
+	}
+	show(t, reports)
+}
+
+// TestSoak does every fault in its long form for as long as -soak says.
+func TestSoak(t *testing.T) {
+	if *soak == 0 {
+		t.Skip("the long form: make soak")
+	}
+	for end := time.Now().Add(*soak); time.Now().Before(end); {
+		var reports []*Report
+		for _, f := range All {
+			t.Run(f.Name, func(t *testing.T) { reports = append(reports, hold(t, f, up(t, f.Env), Long)) })
+		}
+		show(t, reports)
+	}
+}
+
+// hold does a fault and fails the test when it cost what it must not.
+func hold(t *testing.T, f Fault, m *Mesh, s Size) *Report {
+	r, err := f.Run(t.Context(), m, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Connections == 0 || r.Messages == 0 {
+		t.Errorf("%s: there was no load: %d connections, %d messages", f.Name, r.Connections, r.Messages)
+	}
+	if r.Failed > 0 || r.Broken > 0 && !f.Breaks {
+		t.Errorf("%s: of %d connections %d failed, of %d streams %d broke: %s, %s", f.Name, r.Connections, r.Failed, r.Streams, r.Broken, r.Reasons(), r.Span())
+	}
+	return r
+}
+
+func show(t *testing.T, reports []*Report) {
+	var b strings.Builder
+	if err := WriteTable(&b, reports); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", b.String())
+}
