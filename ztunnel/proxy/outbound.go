@@ -177,7 +177,7 @@ func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route) (far
 			return far{}, err
 		}
 	}
-	if r.Kind != route.Tunnel {
+	if !r.Kind.Tunnelled() {
 		conn, err := p.dial(ctx, r.Next, netip.Addr{}, reason.ConnectTimeout)
 		return far{to: r.Next, conn: conn}, err
 	}

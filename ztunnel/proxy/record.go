@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/accesslog"
+	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/reason"
@@ -16,6 +17,7 @@ import (
 // record is what becomes of one connection: one access-log line and one set of
 // counters. It belongs to the connection's goroutine; bytes may be read by anyone.
 type record struct {
+	pod   *Pod
 	node  *Node
 	start time.Time
 	line  accesslog.Connection
@@ -23,10 +25,17 @@ type record struct {
 	bytes relay.Counters // as the pump counts them; see request and response
 	conn  *metrics.Conn  // nil until opened
 	plain bool           // inbound without a tunnel
+
+	// For the flight recorder, should it fail.
+	dialled netip.AddrPort // before it was decided where that is
+	hop     hop
+	reached stage
+	marks   [stages - 1]time.Duration // when each stage was over
+	timing  hbone.Timing              // of opening a tunnel
 }
 
 func (p *Pod) begin(dir direction) *record {
-	r := &record{node: p.node, start: time.Now()}
+	r := &record{pod: p, node: p.node, start: time.Now()}
 	r.line.Direction = accesslog.Inbound
 	r.flow.Reporter = metrics.Destination
 	if dir == outbound {
@@ -43,6 +52,10 @@ func (r *record) source(w *mesh.Workload) {
 	at := r.line.Source.Addr
 	r.line.Source = party(w)
 	r.line.Source.Addr = at
+	r.dialled = r.line.Destination.Addr
+	if w != nil {
+		r.reach(stageChoose)
+	}
 }
 
 // chose sets where an outbound connection goes. When another endpoint is tried
@@ -52,7 +65,7 @@ func (r *record) chose(source *mesh.Workload, to route.Route) {
 	dst.Addr = to.Next
 	r.line.HBONEAddr = ""
 	r.flow.Destination, r.flow.Service = to.Workload, to.Service
-	if to.Kind == route.Tunnel {
+	if to.Kind.Tunnelled() {
 		r.line.HBONEAddr = to.Authority()
 		r.line.Source.Identity = source.Identity()
 		dst.Identity = to.Expect[0]
@@ -63,9 +76,31 @@ func (r *record) chose(source *mesh.Workload, to route.Route) {
 	if to.Service != nil {
 		r.line.Service = to.Service.Hostname
 	}
+	r.hop = hopOf(to)
 	if r.conn == nil {
+		r.reach(stageOpen)
 		r.opened()
 	}
+}
+
+func hopOf(to route.Route) hop {
+	switch {
+	case to.Waypoint:
+		return hopWaypoint
+	case to.Kind == route.Passthrough:
+		return hopOutside
+	case to.Kind == route.Direct:
+		return hopDirect
+	case to.Kind == route.Tunnel:
+		return hopWorkload
+	}
+	return hopGateway
+}
+
+// reach notes that the stages before s are over. It costs a look at the clock.
+func (r *record) reach(s stage) {
+	r.reached = s
+	r.marks[s-1] = time.Since(r.start)
 }
 
 // arrived sets both ends of an inbound connection. peer is the TLS identity.
@@ -84,6 +119,8 @@ func (r *record) arrived(source, self *mesh.Workload, svc *mesh.Service, peer me
 		r.flow.DestinationIdentity = self.Identity()
 		r.line.Destination.Identity = self.Identity()
 	}
+	r.dialled, r.hop = dst, hopApplication
+	r.reach(stageChoose)
 }
 
 // plaintext says that bytes are counted from the client's side.
@@ -118,6 +155,10 @@ func (r *record) end(err error) {
 	}
 	r.line.Duration = time.Since(r.start)
 	r.line.Err = err
+	if err != nil && r.line.Source.Addr.IsValid() {
+		r.node.Observed.failed(r.flow.Reporter, reason.Of(err))
+		r.node.flights.add(r.pod.info, r.failure(r.pod.info, err))
+	}
 	if r.conn != nil {
 		r.conn.Close(err)
 		r.node.Access.Complete(&r.line)

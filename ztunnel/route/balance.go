@@ -20,36 +20,52 @@ type pick struct {
 func balance(v View, f Flow, svc *mesh.Service, port uint16, waypoint bool) (pick, bool) {
 	declared, known := svc.Port(port)
 	if !known && !waypoint {
+		if f.Trace != nil {
+			f.Trace.note("port", portText(port)+" of "+serviceText(svc), "not declared")
+		}
 		return pick{}, false
 	}
 	b := balancer{flow: f, svc: svc, port: port, fallback: declared.Target}
 	endpoints := v.Endpoints(svc.Key())
-	best, total, count := -1, uint64(0), 0
+	best, total, count, usable := -1, uint64(0), 0, 0
 	for i := range endpoints {
-		rank, _ := b.rank(&endpoints[i])
-		if rank < 0 || rank < best {
+		e := b.judge(&endpoints[i])
+		if f.Trace != nil {
+			f.Trace.candidate(endpoints[i].Workload, e)
+		}
+		weight := uint64(endpoints[i].Workload.Capacity)
+		if e.rank >= 0 && weight > 0 {
+			usable++
+		}
+		if e.rank < 0 || e.rank < best {
 			continue
 		}
-		if rank > best {
-			best, total, count = rank, 0, 0
+		if e.rank > best {
+			best, total, count = e.rank, 0, 0
 		}
-		if weight := uint64(endpoints[i].Workload.Capacity); weight > 0 {
+		if weight > 0 {
 			total += weight
 			count++
 		}
 	}
 	if total == 0 {
+		if f.Trace != nil {
+			f.Trace.notef("balance", serviceText(svc), "none of %d endpoints can be used", len(endpoints))
+		}
 		return pick{}, false
 	}
 	n := f.Rand(total)
 	for i := range endpoints {
-		rank, target := b.rank(&endpoints[i])
-		if rank != best {
+		e := b.judge(&endpoints[i])
+		if e.rank != best {
 			continue
 		}
 		w := endpoints[i].Workload
 		if n < uint64(w.Capacity) {
-			return pick{w, target, count > 1}, true
+			if f.Trace != nil {
+				f.Trace.notef("balance", serviceText(svc), "%s port %d, one of %d that rank best", workloadText(w), e.port, count)
+			}
+			return pick{w, e.port, usable > 1}, true
 		}
 		n -= uint64(w.Capacity)
 	}
@@ -63,25 +79,40 @@ type balancer struct {
 	fallback uint16 // the service's own target port
 }
 
-// rank says how much an endpoint is preferred, -1 for not at all, and on which
-// port it serves.
-func (b *balancer) rank(e *workloads.Endpoint) (int, uint16) {
-	w := e.Workload
-	port := b.target(e)
-	if port == 0 || !b.reachable(w) || slices.Contains(b.flow.Avoid, w.UID) {
-		return -1, 0
-	}
+// judgement is what an endpoint is worth to a flow.
+type judgement struct {
+	rank int    // how much it is preferred; -1 for not at all
+	port uint16 // that it serves on
+	why  string // of -1
+}
+
+// trusted is what an endpoint that is not suspect ranks above one that is. No
+// service states as many preferences.
+const trusted = 1 << 8
+
+func (b *balancer) judge(e *workloads.Endpoint) judgement {
+	w, port := e.Workload, b.target(e)
 	lb := b.svc.LoadBalancing
-	if lb == nil {
-		if w.Status != mesh.Healthy {
-			return -1, 0
+	switch {
+	case port == 0:
+		return judgement{-1, 0, "it does not serve the port"}
+	case !b.reachable(w):
+		return judgement{-1, 0, "it has no address, no hostname and no network gateway"}
+	case slices.Contains(b.flow.Avoid, w.UID):
+		return judgement{-1, 0, "this connection has tried it"}
+	case w.Status != mesh.Healthy && (lb == nil || !lb.AllowAll):
+		return judgement{-1, 0, "it is not healthy"}
+	}
+	rank := 0
+	if lb != nil {
+		if rank = nearness(lb, b.flow, w); rank < 0 {
+			return judgement{-1, 0, "it is not as near as the service demands"}
 		}
-		return 0, port
 	}
-	if w.Status != mesh.Healthy && !lb.AllowAll {
-		return -1, 0
+	if b.flow.Suspect == nil || !b.flow.Suspect(w) {
+		rank += trusted
 	}
-	return nearness(lb, b.flow, w), port
+	return judgement{rank, port, ""}
 }
 
 // target maps the service's port: the endpoint's own mapping first, then the

@@ -32,34 +32,107 @@ func sampleWaypoint(svc *mesh.Service, rand func(uint64) uint64) *mesh.Gateway {
 // target. A waypoint that cannot be reached is an error, never a way around it.
 func chooseGateway(v View, f Flow, gw mesh.Gateway, svc *mesh.Service) (Route, error) {
 	owner, w := resolve(v, gw, f.Source.Namespace)
-	port, choice := hbonePort(gw), false
+	p := pick{workload: w, port: hbonePort(gw)}
 	if owner != nil {
-		p, ok := balance(v, f, owner, port, true)
-		if !ok {
+		var ok bool
+		if p, ok = balance(v, f, owner, p.port, true); !ok {
 			return Route{}, reason.Newf(reason.NoWaypoint, "route", f.Dst.String(), "no healthy endpoint of %s", gw)
 		}
-		w, port, choice = p.workload, p.port, p.choice
 	}
-	if w == nil {
+	if p.workload == nil {
 		return Route{}, reason.Newf(reason.NoWaypoint, "route", f.Dst.String(), "%s is unknown", gw)
 	}
+	w = p.workload
+	if f.Trace != nil {
+		f.Trace.note("waypoint", gw.String(), "use "+workloadText(w))
+	}
 	if w.Network != f.Source.Network {
-		return Route{}, otherNetwork(f, w)
+		r, err := throughGateway(v, f, svc, owner, p)
+		r.Waypoint = err == nil
+		return r, err
 	}
 	ip, ok := address(w, owner, f.Dst.Addr())
-	if !ok {
+	if !ok && w.Hostname == "" {
 		return Route{}, reason.Newf(reason.NoWaypoint, "route", f.Dst.String(), "%s has no address", w.UID)
 	}
-	return Route{
+	r := Route{
 		Kind:     Tunnel,
-		Next:     netip.AddrPortFrom(ip, port),
+		Next:     netip.AddrPortFrom(ip, p.port),
 		Target:   f.Dst,
 		Expect:   expect(w, owner),
 		Service:  svc,
 		Workload: w,
+		Picked:   w,
 		Waypoint: true,
-		Balanced: choice,
-	}, nil
+		Balanced: p.choice,
+	}
+	if !ok {
+		r.Hostname = w.Hostname
+	}
+	return r, nil
+}
+
+// throughGateway reaches an endpoint or waypoint p in another network: a tunnel
+// to that network's gateway, and another one inside it (protocols §1.10). svc is
+// the service that was dialled, owner the one that p belongs to; its declared
+// identities are all that may answer inside.
+func throughGateway(v View, f Flow, svc, owner *mesh.Service, p pick) (Route, error) {
+	far := p.workload
+	switch {
+	case svc == nil:
+		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(),
+			"%s is in network %q and only services are reachable across networks", far.UID, far.Network)
+	case far.NetworkGateway == nil:
+		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(), "network %q", far.Network)
+	}
+	gw := *far.NetworkGateway
+	gwSvc, gwWorkload := resolve(v, gw, f.Source.Namespace)
+	g := pick{workload: gwWorkload, port: hbonePort(gw)}
+	if gwSvc != nil {
+		var ok bool
+		if g, ok = balance(v, f, gwSvc, g.port, false); !ok {
+			return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(), "no healthy endpoint of %s of network %q", gw, far.Network)
+		}
+	}
+	if g.workload == nil {
+		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(), "%s of network %q is unknown", gw, far.Network)
+	}
+	if f.Trace != nil {
+		f.Trace.notef("gateway", gw.String(), "to network %q, by %s", far.Network, workloadText(g.workload))
+	}
+	want := f.Dst.Addr()
+	if gw.ByAddress() {
+		want = gw.Address.Addr
+	}
+	ip, ok := address(g.workload, gwSvc, want)
+	if !ok && g.workload.Hostname == "" {
+		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(), "%s of network %q has no address", g.workload.UID, far.Network)
+	}
+	r := Route{
+		Kind:     DoubleTunnel,
+		Next:     netip.AddrPortFrom(ip, g.port),
+		Target:   netip.AddrPortFrom(netip.Addr{}, f.Dst.Port()),
+		Expect:   expect(g.workload, gwSvc),
+		Host:     svc.Hostname,
+		Service:  svc,
+		Workload: g.workload,
+		Picked:   far,
+		Balanced: p.choice || g.choice,
+	}
+	if !ok {
+		r.Hostname = g.workload.Hostname
+	}
+	if !p.choice && g.choice {
+		r.Picked = g.workload
+	}
+	if owner != nil {
+		r.Inner = appendDeclared(nil, owner)
+	}
+	if len(r.Inner) == 0 {
+		return Route{}, reason.Newf(reason.IdentityMismatch, "route", f.Dst.String(),
+			"nobody in network %q may answer: its service declares no identities", far.Network)
+	}
+	return r, nil
 }
 
 // resolve finds what a gateway reference names: a service, or else a workload;
@@ -82,6 +155,15 @@ func hbonePort(gw mesh.Gateway) uint16 {
 		return mesh.PortHBONE
 	}
 	return gw.HBONEPort
+}
+
+// fromGateway is isGateway, told to the trace.
+func fromGateway(v View, f Flow, gw mesh.Gateway) bool {
+	from := isGateway(v, f, gw)
+	if from && f.Trace != nil {
+		f.Trace.note("waypoint", gw.String(), "passed over: the connection comes from it")
+	}
+	return from
 }
 
 // isGateway reports whether the flow comes from the gateway itself, which must

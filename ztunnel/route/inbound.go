@@ -17,6 +17,7 @@ type Arrival struct {
 	Authority string         // of the CONNECT
 	Network   mesh.Network   // the network that this node is in
 	Loopback  bool           // application tunnels with PROXY are reached on loopback
+	Trace     *Trace         // if not nil, it is told each step of the decision
 }
 
 // Delivery is where an Arrival goes inside its pod.
@@ -39,6 +40,18 @@ type Delivery struct {
 // Deliver validates a CONNECT and decides where it goes (protocols §1.7).
 // StatusOf gives the status of a refusal.
 func Deliver(v View, a Arrival) (Delivery, error) {
+	d, err := deliverTo(v, a)
+	if t := a.Trace; t != nil {
+		if err != nil {
+			t.notef("delivery", a.Authority, "refused with status %d: %v", StatusOf(err), err)
+		} else {
+			t.note("delivery", a.Authority, d.String())
+		}
+	}
+	return d, err
+}
+
+func deliverTo(v View, a Arrival) (Delivery, error) {
 	if dst, err := netip.ParseAddrPort(a.Authority); err == nil && dst.Port() != 0 {
 		return a.deliverAddress(v, netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))
 	}
@@ -53,9 +66,32 @@ func Deliver(v View, a Arrival) (Delivery, error) {
 	return a.deliverHost(v, host, uint16(port))
 }
 
+// String describes the delivery for people.
+func (d Delivery) String() string {
+	s := "to " + d.Dial.String()
+	if d.Policy != d.Dial {
+		s += ", policy sees " + d.Policy.String()
+	}
+	if d.Proxy {
+		s += ", PROXY header for " + d.Original.String()
+	}
+	return s
+}
+
 func (a Arrival) deliverAddress(v View, dst netip.AddrPort) (Delivery, error) {
-	if dst.Addr() != a.Accepted && a.Local.AppTunnel == nil && !a.isWaypointOf(v, dst.Addr()) {
+	var why string
+	switch {
+	case dst.Addr() == a.Accepted:
+		why = "the address that the tunnel was accepted on"
+	case a.Local.AppTunnel != nil:
+		why = "any address will do: the workload has an application tunnel"
+	case a.isWaypointOf(v, dst.Addr()):
+		why = "this workload is its waypoint"
+	default:
 		return Delivery{}, reason.Newf(reason.AddressMismatch, "deliver", a.Authority, "the tunnel was accepted on %s", a.Accepted)
+	}
+	if a.Trace != nil {
+		a.Trace.note("authority", dst.Addr().String(), why)
 	}
 	return a.deliver(dst, dst.Port(), nil)
 }
@@ -66,6 +102,9 @@ func (a Arrival) deliverHost(v View, host string, port uint16) (Delivery, error)
 		return Delivery{}, reason.Newf(reason.UnknownDestination, "deliver", a.Authority, "no service has that hostname")
 	}
 	target := targetPort(a.Local, svc, port)
+	if a.Trace != nil {
+		a.Trace.notef("authority", host, "%s, whose port %d is %d here", serviceText(svc), port, target)
+	}
 	if target == 0 && (a.Local.AppTunnel == nil || a.Local.AppTunnel.Port == 0) {
 		return Delivery{}, reason.Newf(reason.NoHealthyUpstream, "deliver", a.Authority, "the service has no such port")
 	}
@@ -85,6 +124,9 @@ func (a Arrival) deliverHost(v View, host string, port uint16) (Delivery, error)
 func (a Arrival) deliver(original netip.AddrPort, port uint16, svc *mesh.Service) (Delivery, error) {
 	if t := a.Local.AppTunnel; t != nil && t.Port != 0 {
 		port = t.Port
+		if a.Trace != nil {
+			a.Trace.note("port", portText(port), "of the application tunnel")
+		}
 	}
 	if ownPort(port) {
 		return Delivery{}, reason.New(reason.SelfCall, "deliver", a.Authority, nil)

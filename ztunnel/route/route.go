@@ -4,7 +4,8 @@
 //
 //	program in a pod ──dials──▶ Choose ─┬─ Passthrough  plain TCP, to the address that was dialled
 //	                                    ├─ Direct       plain TCP, to a workload outside the mesh
-//	                                    └─ Tunnel       HBONE, to a workload or to its waypoint
+//	                                    ├─ Tunnel       HBONE, to a workload or to its waypoint
+//	                                    └─ DoubleTunnel HBONE through another network's gateway
 //
 //	CONNECT 10.0.0.2:8080 ─────▶ Deliver ── the port and address inside the pod, or an HTTP status
 //
@@ -16,9 +17,12 @@
 package route
 
 import (
+	"cmp"
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
@@ -39,12 +43,18 @@ type View interface {
 type Kind uint8
 
 const (
-	Passthrough Kind = iota // plain TCP to an address that the mesh does not know
-	Direct                  // plain TCP to a known workload
-	Tunnel                  // HBONE
+	Passthrough  Kind = iota // plain TCP to an address that the mesh does not know
+	Direct                   // plain TCP to a known workload
+	Tunnel                   // HBONE
+	DoubleTunnel             // HBONE in a stream that another network's gateway forwards
 )
 
-func (k Kind) String() string { return [...]string{"passthrough", "direct", "tunnel"}[k] }
+func (k Kind) String() string {
+	return [...]string{"passthrough", "direct", "tunnel", "double tunnel"}[k]
+}
+
+// Tunnelled reports whether a connection of kind k is carried by HBONE.
+func (k Kind) Tunnelled() bool { return k == Tunnel || k == DoubleTunnel }
 
 // Flow is a connection that a program in a meshed pod has opened.
 type Flow struct {
@@ -58,6 +68,13 @@ type Flow struct {
 
 	// Avoid lists endpoints that this connection has tried in vain.
 	Avoid []mesh.UID
+
+	// Suspect reports whether a workload could not be reached a moment ago: it is
+	// chosen only when nothing else is left. Nil suspects none.
+	Suspect func(*mesh.Workload) bool
+
+	// Trace, if not nil, is told each step of the decision.
+	Trace *Trace
 }
 
 // Route is the answer to a Flow.
@@ -70,32 +87,65 @@ type Route struct {
 	Hostname string
 
 	// Target is where the connection ends: the authority of the CONNECT for a
-	// Tunnel, equal to Next otherwise.
+	// Tunnel, equal to Next otherwise. Its address is not valid when it is Host
+	// or Hostname that the connection is for.
 	Target netip.AddrPort
 
-	// Expect are the identities of which the peer must show one; Tunnel only.
+	// Expect are the identities of which the peer must show one; tunnels only.
 	Expect []mesh.Identity
+
+	// Host is the service's hostname, the authority of both CONNECTs of a
+	// DoubleTunnel, and Inner are the identities of which the far end of the inner
+	// tunnel must show one.
+	Host  string
+	Inner []mesh.Identity
 
 	// Service is the service that was dialled, nil when it was no service.
 	Service *mesh.Service
 
-	// Workload is the one at Next: the endpoint or the waypoint. Nil for Passthrough.
+	// Workload is the one at Next: the endpoint, the waypoint or the network
+	// gateway. Nil for Passthrough.
 	Workload *mesh.Workload
 
-	// Waypoint is set when Workload is a waypoint.
+	// Waypoint is set when the connection is for a waypoint, at Next or behind a
+	// network gateway.
 	Waypoint bool
 
-	// Balanced is set when another endpoint could have been chosen.
+	// Balanced is set when another than Picked could have been chosen.
 	Balanced bool
+	Picked   *mesh.Workload
 }
 
-// Authority returns the CONNECT authority. For a Hostname it is the name with
-// Target's port.
+// Authority returns the CONNECT authority. For a Host or Hostname it is the name
+// with Target's port.
 func (r Route) Authority() string {
 	if r.Target.Addr().IsValid() {
 		return r.Target.String()
 	}
-	return net.JoinHostPort(r.Hostname, strconv.Itoa(int(r.Target.Port())))
+	return net.JoinHostPort(cmp.Or(r.Host, r.Hostname), strconv.Itoa(int(r.Target.Port())))
+}
+
+// String describes the route for people: "tunnel to 10.0.0.2:15008 …".
+func (r Route) String() string {
+	s := r.Kind.String() + " to " + r.Next.String()
+	if r.Hostname != "" {
+		s = fmt.Sprintf("%s to %s port %d", r.Kind, r.Hostname, r.Next.Port())
+	}
+	if r.Kind.Tunnelled() {
+		s += " as " + names(r.Expect) + ", target " + r.Authority()
+	}
+	if r.Kind == DoubleTunnel {
+		s += " as " + names(r.Inner)
+	}
+	return s
+}
+
+func names(ids []mesh.Identity) string {
+	all := make([]string, len(ids))
+	for i, id := range ids {
+		all[i] = id.Principal()
+	}
+	return strings.Join(all, "|")
 }
 
 // Choose decides where a flow goes (protocols §6.2). Its steps, in order:
@@ -108,30 +158,47 @@ func (r Route) Authority() string {
 //	waypoint    of the workload, if it was dialled by its own address
 //	direct      by tunnel or plain, as the workload wants it
 func Choose(v View, f Flow) (Route, error) {
+	r, err := choose(v, f)
+	if t := f.Trace; t != nil {
+		if err != nil {
+			t.note("decision", f.Dst.String(), "refused: "+err.Error())
+		} else {
+			t.note("decision", f.Dst.String(), r.String())
+		}
+	}
+	return r, err
+}
+
+func choose(v View, f Flow) (Route, error) {
 	if ownPort(f.Dst.Port()) && isSelf(f) {
 		return Route{}, reason.New(reason.SelfCall, "route", f.Dst.String(), nil)
 	}
 	addr := mesh.NetAddr{Network: f.Network, Addr: f.Dst.Addr()}
-	if svc := v.ServiceByVIP(addr, f.Source.Namespace); svc != nil {
+	svc, w := v.ServiceByVIP(addr, f.Source.Namespace), v.WorkloadByAddr(addr)
+	if f.Trace != nil {
+		f.Trace.owner(addr, svc, w)
+	}
+	switch {
+	case svc != nil && w == nil:
 		return chooseService(v, f, svc)
-	}
-	w := v.WorkloadByAddr(addr)
-	if w == nil {
+	case svc != nil:
+		return chooseBoth(v, f, svc)
+	case w == nil:
 		return passthrough(f, nil), nil
-	}
-	if w.Network != f.Source.Network {
+	case w.Network != f.Source.Network:
 		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(),
 			"it is in network %q and only services are reachable across networks", w.Network)
 	}
-	if w.Waypoint != nil && !isGateway(v, f, *w.Waypoint) {
-		return chooseGateway(v, f, *w.Waypoint, nil)
-	}
-	return deliver(f, nil, w, f.Dst.Port(), false)
+	return chooseWorkload(v, f, nil, w, f.Dst.Port(), false)
 }
 
 func chooseService(v View, f Flow, svc *mesh.Service) (Route, error) {
-	if gw := sampleWaypoint(svc, f.Rand); gw != nil && !isGateway(v, f, *gw) {
-		return chooseGateway(v, f, *gw, svc)
+	if gw := sampleWaypoint(svc, f.Rand); gw != nil {
+		if !fromGateway(v, f, *gw) {
+			return chooseGateway(v, f, *gw, svc)
+		}
+	} else if f.Trace != nil {
+		f.Trace.note("waypoint", "of "+serviceText(svc), "none")
 	}
 	if mode(svc) == mesh.BalancePassthrough {
 		return passthrough(f, svc), nil
@@ -141,18 +208,41 @@ func chooseService(v View, f Flow, svc *mesh.Service) (Route, error) {
 		return Route{}, reason.Newf(reason.NoHealthyUpstream, "route", "", "%s", f.Dst)
 	}
 	if p.workload.Network != f.Source.Network {
-		return Route{}, otherNetwork(f, p.workload)
+		return throughGateway(v, f, svc, svc, p)
 	}
 	return deliver(f, svc, p.workload, p.port, p.choice)
 }
 
-// otherNetwork refuses an endpoint that only a network gateway could reach.
-func otherNetwork(f Flow, w *mesh.Workload) error {
-	if w.NetworkGateway == nil {
-		return reason.Newf(reason.NoGateway, "route", f.Dst.String(), "network %q", w.Network)
+// chooseBoth is for an address that a workload has and a service claims, most
+// often with a range. It counts as the workload's: the service's waypoint is not
+// asked and having no endpoint is no error. But an endpoint that the service has
+// is used (protocols §6.1).
+func chooseBoth(v View, f Flow, svc *mesh.Service) (Route, error) {
+	if mode(svc) == mesh.BalancePassthrough {
+		return passthrough(f, nil), nil
 	}
-	return reason.Newf(reason.Unsupported, "route", f.Dst.String(),
-		"tunnel through the gateway %s of network %q", w.NetworkGateway, w.Network)
+	p, ok := balance(v, f, svc, f.Dst.Port(), false)
+	switch {
+	case !ok:
+		return passthrough(f, nil), nil
+	case p.workload.Network != f.Source.Network:
+		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(),
+			"%s is in network %q and only services are reachable across networks", p.workload.UID, p.workload.Network)
+	}
+	return chooseWorkload(v, f, svc, p.workload, p.port, p.choice)
+}
+
+// chooseWorkload reaches a workload that was dialled by its own address, through
+// its waypoint if it has one.
+func chooseWorkload(v View, f Flow, svc *mesh.Service, w *mesh.Workload, port uint16, choice bool) (Route, error) {
+	if w.Waypoint == nil {
+		if f.Trace != nil {
+			f.Trace.note("waypoint", "of "+workloadText(w), "none")
+		}
+	} else if !fromGateway(v, f, *w.Waypoint) {
+		return chooseGateway(v, f, *w.Waypoint, nil)
+	}
+	return deliver(f, svc, w, port, choice)
 }
 
 func passthrough(f Flow, svc *mesh.Service) Route {
@@ -167,7 +257,7 @@ func deliver(f Flow, svc *mesh.Service, w *mesh.Workload, port uint16, choice bo
 		return Route{}, reason.Newf(reason.NoHealthyUpstream, "route", "", "%s: %s has no address", f.Dst, w.UID)
 	}
 	target := netip.AddrPortFrom(ip, port)
-	r := Route{Kind: Direct, Next: target, Target: target, Service: svc, Workload: w, Balanced: choice}
+	r := Route{Kind: Direct, Next: target, Target: target, Service: svc, Workload: w, Picked: w, Balanced: choice}
 	if !ok {
 		r.Hostname = w.Hostname
 	}
@@ -214,6 +304,11 @@ func expect(w *mesh.Workload, svc *mesh.Service) []mesh.Identity {
 	}
 	ids := make([]mesh.Identity, 1, 1+len(svc.SubjectAltNames))
 	ids[0] = w.Identity()
+	return appendDeclared(ids, svc)
+}
+
+// appendDeclared appends the identities that a service declares for itself.
+func appendDeclared(ids []mesh.Identity, svc *mesh.Service) []mesh.Identity {
 	for _, name := range svc.SubjectAltNames {
 		if id, err := mesh.ParseIdentity(name); err == nil {
 			ids = append(ids, id)

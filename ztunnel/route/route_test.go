@@ -20,6 +20,7 @@ import (
 //	client -> 10.1.0.1:80           a program in pod client dials; see Choose
 //	client -> 10.1.0.1:80 rand=30   the random number that decides, modulo the total
 //	client -> 10.1.0.1:80 avoid=a   endpoint a has failed already
+//	client -> 10.1.0.1:80 suspect=a endpoint a has failed for others
 //	server <- 10.0.0.2:8080         a CONNECT that arrives at pod server; see Deliver
 func TestCases(t *testing.T) {
 	t.Parallel()
@@ -162,16 +163,21 @@ func serviceName(s string) mesh.ServiceName {
 	return mesh.ServiceName{Namespace: ns, Hostname: name + "." + ns + ".svc.cluster.local"}
 }
 
-// gateway takes a service's name, or an address with an optional port.
+// gateway takes a service's name, "namespace/name", or "network/address" with an
+// optional port; "address" alone is in the network without a name.
 func gateway(t *testing.T, s string) *mesh.Gateway {
 	if s == "" {
 		return nil
 	}
-	if ap, err := netip.ParseAddrPort(s); err == nil {
-		return &mesh.Gateway{Address: mesh.NetAddr{Addr: ap.Addr()}, HBONEPort: ap.Port()}
+	network, addr, ok := strings.Cut(s, "/")
+	if !ok {
+		network, addr = "", s
 	}
-	if ip, err := netip.ParseAddr(s); err == nil {
-		return &mesh.Gateway{Address: mesh.NetAddr{Addr: ip}}
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
+		return &mesh.Gateway{Address: mesh.NetAddr{Network: mesh.Network(network), Addr: ap.Addr()}, HBONEPort: ap.Port()}
+	}
+	if ip, err := netip.ParseAddr(addr); err == nil {
+		return &mesh.Gateway{Address: mesh.NetAddr{Network: mesh.Network(network), Addr: ip}}
 	}
 	return &mesh.Gateway{Service: serviceName(s), HBONEPort: mesh.PortHBONE}
 }
@@ -217,6 +223,8 @@ func (m testMesh) answer(t *testing.T, line string) string {
 			fmt.Sscan(value, &number)
 		case "avoid":
 			f.Avoid = append(f.Avoid, uid(value))
+		case "suspect":
+			f.Suspect = func(w *mesh.Workload) bool { return w.Name == value }
 		case "from":
 			f.Client = netip.AddrPortFrom(netip.MustParseAddr(value), 40000)
 		default:
@@ -236,12 +244,19 @@ func describe(r Route) string {
 	if r.Hostname != "" {
 		s = fmt.Sprintf("%s to %s port %d", r.Kind, r.Hostname, r.Next.Port())
 	}
-	if r.Kind == Tunnel {
+	if r.Kind.Tunnelled() {
 		var ids []string
 		for _, id := range r.Expect {
 			ids = append(ids, strings.TrimPrefix(id.Principal(), "cluster.local/"))
 		}
 		s += " as " + strings.Join(ids, "|") + ", target " + r.Authority()
+	}
+	if r.Kind == DoubleTunnel {
+		var ids []string
+		for _, id := range r.Inner {
+			ids = append(ids, strings.TrimPrefix(id.Principal(), "cluster.local/"))
+		}
+		s += " as " + strings.Join(ids, "|")
 	}
 	if r.Workload != nil {
 		s += ", pod " + r.Workload.Name
