@@ -11,6 +11,13 @@ import (
 // DefaultLimit is how many bytes of lines a Writer holds.
 const DefaultLimit = 1 << 20
 
+// gatherTime is the least time between two writes, unless gatherBytes or half of
+// the limit have been queued meanwhile: under load lines share a write instead of each waking who reads them.
+const (
+	gatherTime  = 5 * time.Millisecond
+	gatherBytes = 16 << 10
+)
+
 // flushTime is how long a Writer tries to empty its buffer at the end.
 const flushTime = time.Second
 
@@ -21,6 +28,7 @@ type Writer struct {
 	out   io.Writer
 	limit int
 	wake  chan struct{} // there are lines, or closing
+	haste chan struct{} // there are many, or closing
 
 	mu      sync.Mutex
 	lines   []byte
@@ -34,7 +42,7 @@ func NewWriter(out io.Writer, limit int) *Writer {
 	if limit == 0 {
 		limit = DefaultLimit
 	}
-	return &Writer{out: out, limit: limit, wake: make(chan struct{}, 1)}
+	return &Writer{out: out, limit: limit, wake: make(chan struct{}, 1), haste: make(chan struct{}, 1)}
 }
 
 // Write queues one line.
@@ -45,11 +53,15 @@ func (w *Writer) Write(line []byte) (int, error) {
 		w.mu.Unlock()
 		return len(line), nil
 	}
-	first := len(w.lines) == 0
+	before := len(w.lines)
 	w.lines = append(w.lines, line...)
+	after := len(w.lines)
 	w.mu.Unlock()
-	if first {
-		w.signal()
+	if before == 0 {
+		signal(w.wake)
+	}
+	if many := min(gatherBytes, w.limit/2); before < many && after >= many {
+		signal(w.haste)
 	}
 	return len(line), nil
 }
@@ -96,9 +108,9 @@ func During(out io.Writer, limit int, f func(w *Writer) error) error {
 	return f(w)
 }
 
-func (w *Writer) signal() {
+func signal(to chan<- struct{}) {
 	select {
-	case w.wake <- struct{}{}:
+	case to <- struct{}{}:
 	default:
 	}
 }
@@ -107,15 +119,19 @@ func (w *Writer) close() {
 	w.mu.Lock()
 	w.closing = true
 	w.mu.Unlock()
-	w.signal()
+	signal(w.wake)
+	signal(w.haste)
 }
 
-// pump writes batches until the writer is closing and empty. Two buffers take
+// pump writes batches until the writer is closing and empty: the first line at
+// once, what follows closely together. Two buffers take
 // turns, so that in the long run nothing is allocated. Output errors are not
 // reported: there is nowhere left to report them.
 func (w *Writer) pump(done chan<- struct{}) {
 	defer close(done)
 	var batch []byte
+	gather := time.NewTimer(gatherTime)
+	defer gather.Stop()
 	for {
 		w.mu.Lock()
 		batch, w.lines = w.lines, batch[:0]
@@ -123,6 +139,11 @@ func (w *Writer) pump(done chan<- struct{}) {
 		w.mu.Unlock()
 		if len(batch) > 0 {
 			_, _ = w.out.Write(batch)
+			gather.Reset(gatherTime)
+			select {
+			case <-gather.C:
+			case <-w.haste:
+			}
 			continue
 		}
 		if closing {
