@@ -76,20 +76,58 @@ func isEmpty(m *mesh.Match) bool {
 		len(m.DestinationPorts) == 0 && len(m.NotDestinationPorts) == 0
 }
 
-// matches: all fields; the cheap ones first.
-func matches(m *mesh.Match, s *subject) bool {
-	return (len(m.DestinationPorts) == 0 || slices.Contains(m.DestinationPorts, s.port)) &&
-		!slices.Contains(m.NotDestinationPorts, s.port) &&
-		(len(m.DestinationIPs) == 0 || contains(m.DestinationIPs, s.destination)) &&
-		!contains(m.NotDestinationIPs, s.destination) &&
-		(len(m.SourceIPs) == 0 || contains(m.SourceIPs, s.source)) &&
-		!contains(m.NotSourceIPs, s.source) &&
-		(len(m.Namespaces) == 0 || anyString(m.Namespaces, s.identity.Namespace)) &&
-		!anyString(m.NotNamespaces, s.identity.Namespace) &&
-		(len(m.ServiceAccounts) == 0 || anyAccount(m.ServiceAccounts, s)) &&
-		!anyAccount(m.NotServiceAccounts, s) &&
-		(len(m.Principals) == 0 || anyPrincipal(m.Principals, s)) &&
-		!anyPrincipal(m.NotPrincipals, s)
+// field is a field of a Match; its number is its place in fieldNames.
+type field uint8
+
+const (
+	noField field = iota
+	destinationPorts
+	notDestinationPorts
+	destinationIPs
+	notDestinationIPs
+	sourceIPs
+	notSourceIPs
+	namespaces
+	notNamespaces
+	serviceAccounts
+	notServiceAccounts
+	principals
+	notPrincipals
+)
+
+// matches: all fields.
+func matches(m *mesh.Match, s *subject) bool { return failing(m, s) == noField }
+
+// failing returns the first field that the connection does not meet, the cheap
+// ones first.
+func failing(m *mesh.Match, s *subject) field {
+	switch {
+	case len(m.DestinationPorts) > 0 && !slices.Contains(m.DestinationPorts, s.port):
+		return destinationPorts
+	case slices.Contains(m.NotDestinationPorts, s.port):
+		return notDestinationPorts
+	case len(m.DestinationIPs) > 0 && !contains(m.DestinationIPs, s.destination):
+		return destinationIPs
+	case contains(m.NotDestinationIPs, s.destination):
+		return notDestinationIPs
+	case len(m.SourceIPs) > 0 && !contains(m.SourceIPs, s.source):
+		return sourceIPs
+	case contains(m.NotSourceIPs, s.source):
+		return notSourceIPs
+	case len(m.Namespaces) > 0 && !anyString(m.Namespaces, s.identity.Namespace):
+		return namespaces
+	case anyString(m.NotNamespaces, s.identity.Namespace):
+		return notNamespaces
+	case len(m.ServiceAccounts) > 0 && !anyAccount(m.ServiceAccounts, s):
+		return serviceAccounts
+	case anyAccount(m.NotServiceAccounts, s):
+		return notServiceAccounts
+	case len(m.Principals) > 0 && !anyPrincipal(m.Principals, s):
+		return principals
+	case anyPrincipal(m.NotPrincipals, s):
+		return notPrincipals
+	}
+	return noField
 }
 
 func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
