@@ -53,14 +53,19 @@ func (v Verdict) Err() error {
 	default:
 		cause = errors.New(string(v.Reason))
 	}
-	return &denial{cause: cause, err: reason.New(v.Reason, "authorize", "", cause)}
+	return &denial{policy: v.Policy, cause: cause, err: reason.New(v.Reason, "authorize", "", cause)}
 }
 
 // denial carries a reason and speaks the log's words.
 type denial struct {
-	cause error
-	err   *reason.Error
+	policy mesh.PolicyName
+	cause  error
+	err    *reason.Error
 }
+
+// Policy returns the policy that denied, or that is missing; zero if it was none
+// in particular. errors.As finds it through interface{ Policy() mesh.PolicyName }.
+func (d *denial) Policy() mesh.PolicyName { return d.policy }
 
 func (d *denial) Error() string {
 	return "connection closed due to policy rejection: " + d.cause.Error()

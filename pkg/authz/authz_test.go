@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -80,6 +81,12 @@ func TestReasons(t *testing.T) {
 		if got := reason.Of(err).Flag(); got != "DENY" {
 			t.Errorf("flag of %v = %q", err, got)
 		}
+	}
+	var named interface{ Policy() mesh.PolicyName }
+	name := mesh.PolicyName{Namespace: "shop", Name: "no"}
+	err := reason.New(reason.PolicyChanged, "relay", "", Verdict{Reason: reason.DeniedByPolicy, Policy: name}.Err())
+	if !errors.As(err, &named) || named.Policy() != name {
+		t.Errorf("%v does not name its policy", err)
 	}
 	if err := (Verdict{Allow: true}).Err(); err != nil {
 		t.Errorf("allowed, yet %v", err)

@@ -21,18 +21,15 @@ func balance(v View, f Flow, svc *mesh.Service, port uint16, waypoint bool) (pic
 	declared, known := svc.Port(port)
 	if !known && !waypoint {
 		if f.Trace != nil {
-			f.Trace.note("port", portText(port)+" of "+serviceText(svc), "not declared")
+			f.Trace.add(Step{What: "port", Subject: portText(port) + " of " + serviceText(svc), Result: "not declared", Service: svc})
 		}
 		return pick{}, false
 	}
 	b := balancer{flow: f, svc: svc, port: port, fallback: declared.Target}
 	endpoints := v.Endpoints(svc.Key())
-	best, total, count, usable := -1, uint64(0), 0, 0
+	best, total, usable := -1, uint64(0), 0
 	for i := range endpoints {
 		e := b.judge(&endpoints[i])
-		if f.Trace != nil {
-			f.Trace.candidate(endpoints[i].Workload, e)
-		}
 		weight := uint64(endpoints[i].Workload.Capacity)
 		if e.rank >= 0 && weight > 0 {
 			usable++
@@ -41,16 +38,13 @@ func balance(v View, f Flow, svc *mesh.Service, port uint16, waypoint bool) (pic
 			continue
 		}
 		if e.rank > best {
-			best, total, count = e.rank, 0, 0
+			best, total = e.rank, 0
 		}
-		if weight > 0 {
-			total += weight
-			count++
-		}
+		total += weight
 	}
 	if total == 0 {
 		if f.Trace != nil {
-			f.Trace.notef("balance", serviceText(svc), "none of %d endpoints can be used", len(endpoints))
+			f.Trace.endpoints(&b, endpoints, nil, 0)
 		}
 		return pick{}, false
 	}
@@ -63,7 +57,7 @@ func balance(v View, f Flow, svc *mesh.Service, port uint16, waypoint bool) (pic
 		w := endpoints[i].Workload
 		if n < uint64(w.Capacity) {
 			if f.Trace != nil {
-				f.Trace.notef("balance", serviceText(svc), "%s port %d, one of %d that rank best", workloadText(w), e.port, count)
+				f.Trace.endpoints(&b, endpoints, w, e.port)
 			}
 			return pick{w, e.port, usable > 1}, true
 		}

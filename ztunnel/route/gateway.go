@@ -1,6 +1,7 @@
 package route
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
@@ -44,7 +45,7 @@ func chooseGateway(v View, f Flow, gw mesh.Gateway, svc *mesh.Service) (Route, e
 	}
 	w = p.workload
 	if f.Trace != nil {
-		f.Trace.note("waypoint", gw.String(), "use "+workloadText(w))
+		f.Trace.gateway("waypoint", gw, w, "use "+workloadText(w))
 	}
 	if w.Network != f.Source.Network {
 		r, err := throughGateway(v, f, svc, owner, p)
@@ -98,7 +99,7 @@ func throughGateway(v View, f Flow, svc, owner *mesh.Service, p pick) (Route, er
 		return Route{}, reason.Newf(reason.NoGateway, "route", f.Dst.String(), "%s of network %q is unknown", gw, far.Network)
 	}
 	if f.Trace != nil {
-		f.Trace.notef("gateway", gw.String(), "to network %q, by %s", far.Network, workloadText(g.workload))
+		f.Trace.gateway("gateway", gw, g.workload, fmt.Sprintf("to network %q, by %s", far.Network, workloadText(g.workload)))
 	}
 	want := f.Dst.Addr()
 	if gw.ByAddress() {
@@ -161,7 +162,7 @@ func hbonePort(gw mesh.Gateway) uint16 {
 func fromGateway(v View, f Flow, gw mesh.Gateway) bool {
 	from := isGateway(v, f, gw)
 	if from && f.Trace != nil {
-		f.Trace.note("waypoint", gw.String(), "passed over: the connection comes from it")
+		f.Trace.gateway("waypoint", gw, nil, "passed over: the connection comes from it")
 	}
 	return from
 }

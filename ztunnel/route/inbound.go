@@ -1,6 +1,7 @@
 package route
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,7 +44,7 @@ func Deliver(v View, a Arrival) (Delivery, error) {
 	d, err := deliverTo(v, a)
 	if t := a.Trace; t != nil {
 		if err != nil {
-			t.notef("delivery", a.Authority, "refused with status %d: %v", StatusOf(err), err)
+			t.note("delivery", a.Authority, fmt.Sprintf("refused with status %d: %v", StatusOf(err), err))
 		} else {
 			t.note("delivery", a.Authority, d.String())
 		}
@@ -103,7 +104,8 @@ func (a Arrival) deliverHost(v View, host string, port uint16) (Delivery, error)
 	}
 	target := targetPort(a.Local, svc, port)
 	if a.Trace != nil {
-		a.Trace.notef("authority", host, "%s, whose port %d is %d here", serviceText(svc), port, target)
+		a.Trace.add(Step{What: "authority", Subject: host, Service: svc,
+			Result: fmt.Sprintf("%s, whose port %d is %d here", serviceText(svc), port, target)})
 	}
 	if target == 0 && (a.Local.AppTunnel == nil || a.Local.AppTunnel.Port == 0) {
 		return Delivery{}, reason.Newf(reason.NoHealthyUpstream, "deliver", a.Authority, "the service has no such port")

@@ -198,7 +198,7 @@ func chooseService(v View, f Flow, svc *mesh.Service) (Route, error) {
 			return chooseGateway(v, f, *gw, svc)
 		}
 	} else if f.Trace != nil {
-		f.Trace.note("waypoint", "of "+serviceText(svc), "none")
+		f.Trace.add(Step{What: "waypoint", Subject: "of " + serviceText(svc), Result: "none", Service: svc})
 	}
 	if mode(svc) == mesh.BalancePassthrough {
 		return passthrough(f, svc), nil
@@ -237,7 +237,7 @@ func chooseBoth(v View, f Flow, svc *mesh.Service) (Route, error) {
 func chooseWorkload(v View, f Flow, svc *mesh.Service, w *mesh.Workload, port uint16, choice bool) (Route, error) {
 	if w.Waypoint == nil {
 		if f.Trace != nil {
-			f.Trace.note("waypoint", "of "+workloadText(w), "none")
+			f.Trace.add(Step{What: "waypoint", Subject: "of " + workloadText(w), Result: "none", Workload: w})
 		}
 	} else if !fromGateway(v, f, *w.Waypoint) {
 		return chooseGateway(v, f, *w.Waypoint, nil)

@@ -329,6 +329,11 @@ func TestChooseAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { Choose(v, f) }); n > 1 {
 		t.Errorf("a tunnel costs %v allocations", n)
 	}
+	waypoint := *v.Service(mesh.ServiceName{Namespace: "shop", Hostname: "cart.shop.svc.cluster.local"})
+	gw := mesh.Gateway{Service: waypoint.Key(), HBONEPort: 80}
+	if n := testing.AllocsPerRun(100, func() { chooseGateway(v, f, gw, &waypoint) }); n > 1 {
+		t.Errorf("a tunnel to a waypoint costs %v allocations", n)
+	}
 	f.Dst = netip.MustParseAddrPort("192.0.2.1:80")
 	if n := testing.AllocsPerRun(100, func() { Choose(v, f) }); n > 0 {
 		t.Errorf("a passthrough costs %v allocations", n)

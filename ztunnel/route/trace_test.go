@@ -24,10 +24,12 @@ func TestTrace(t *testing.T) {
 	}
 	wantSteps(t, f.Trace, "address /10.96.0.1: service shop/cart.shop.svc.cluster.local",
 		"waypoint of service shop/cart.shop.svc.cluster.local: none",
-		"endpoint Kubernetes//Pod/shop/cart-0: can serve on port 8080, rank 256, weight 1",
-		"endpoint Kubernetes//Pod/shop/cart-1: can serve on port 8080",
-		"balance service shop/cart.shop.svc.cluster.local: workload Kubernetes//Pod/shop/cart-1 port 8080, one of 2 that rank best",
+		"endpoints of service shop/cart.shop.svc.cluster.local: workload Kubernetes//Pod/shop/cart-1, port 8080, of 2 that can be used",
 		"decision 10.96.0.1:80: tunnel to 10.1.0.1:15008 as cluster.local/ns/shop/sa/cart, target 10.1.0.1:8080")
+
+	if c := f.Trace.Steps[2].Candidates; len(c) != 2 || c[0].Chosen || !c[1].Chosen || c[1].Port != 8080 || c[1].Weight != 1 {
+		t.Errorf("candidates: %+v", c)
+	}
 
 	f.Trace, f.Dst = &Trace{}, netip.MustParseAddrPort("10.96.0.1:81")
 	if _, err := Choose(v, f); err == nil {
