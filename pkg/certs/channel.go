@@ -7,13 +7,17 @@ import (
 	"fmt"
 )
 
-// ChannelTLS returns the configuration for connections to the control plane, which
+// ChannelTLS is the zero Profile's Channel.
+func ChannelTLS(host, alt string, roots func() (*x509.CertPool, error)) *tls.Config {
+	return Profile{}.Channel(host, alt, roots)
+}
+
+// Channel returns the configuration for connections to the control plane, which
 // proves itself by its host name rather than by an identity. host is the name or
 // address that is dialled; alt, unless empty, is accepted as well. roots is called
 // at each handshake, so a replaced root file takes effect at the next connection.
-func ChannelTLS(host, alt string, roots func() (*x509.CertPool, error)) *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
+func (p Profile) Channel(host, alt string, roots func() (*x509.CertPool, error)) *tls.Config {
+	cfg := &tls.Config{
 		NextProtos: []string{ALPN},
 		ServerName: host,
 		// Checked in VerifyConnection, against the roots of the moment.
@@ -26,6 +30,8 @@ func ChannelTLS(host, alt string, roots func() (*x509.CertPool, error)) *tls.Con
 			return verifyHost(state.PeerCertificates, pool, host, alt)
 		},
 	}
+	p.limit(cfg)
+	return cfg
 }
 
 // verifyHost checks a server's chain and that its leaf is for host or alt.

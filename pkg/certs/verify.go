@@ -21,37 +21,41 @@ type verifier struct {
 	roots *x509.CertPool
 
 	mu   sync.RWMutex
-	seen map[[sha256.Size]byte]window
+	seen map[[sha256.Size]byte]verified
 }
 
-// window is when every certificate of a verified chain is valid.
-type window struct{ notBefore, notAfter time.Time }
+// verified is a path from a leaf to a root, and when all of it is valid.
+type verified struct {
+	path                []*x509.Certificate
+	notBefore, notAfter time.Time
+}
 
 // maxSeen bounds the memory of one verifier to about half a megabyte.
 const maxSeen = 4096
 
 func newVerifier(roots *x509.CertPool) *verifier {
-	return &verifier{roots: roots, seen: make(map[[sha256.Size]byte]window)}
+	return &verifier{roots: roots, seen: make(map[[sha256.Size]byte]verified)}
 }
 
-// verify checks the chain that a peer presented, leaf first.
-func (v *verifier) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+// verify checks the chain that a peer presented, leaf first, and returns the path
+// from its leaf to a root.
+func (v *verifier) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) ([]*x509.Certificate, error) {
 	if len(chain) == 0 {
-		return errors.New("peer presented no certificate")
+		return nil, errors.New("peer presented no certificate")
 	}
 	key := chainKey(chain, usage)
 	v.mu.RLock()
 	w, ok := v.seen[key]
 	v.mu.RUnlock()
 	if ok && !now.Before(w.notBefore) && !now.After(w.notAfter) {
-		return nil
+		return w.path, nil
 	}
-	verified, err := v.verifyFully(chain, usage, now)
+	path, err := v.verifyFully(chain, usage, now)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	v.remember(key, validity(verified))
-	return nil
+	v.remember(key, validity(path))
+	return path, nil
 }
 
 // verifyFully builds and checks a path to a root (RFC 5280 §6).
@@ -72,7 +76,7 @@ func (v *verifier) verifyFully(chain []*x509.Certificate, usage x509.ExtKeyUsage
 	return paths[0], nil
 }
 
-func (v *verifier) remember(key [sha256.Size]byte, w window) {
+func (v *verifier) remember(key [sha256.Size]byte, w verified) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if len(v.seen) >= maxSeen {
@@ -97,8 +101,8 @@ func chainKey(chain []*x509.Certificate, usage x509.ExtKeyUsage) (key [sha256.Si
 }
 
 // validity is the time in which all certificates of a path are valid.
-func validity(path []*x509.Certificate) window {
-	w := window{path[0].NotBefore, path[0].NotAfter}
+func validity(path []*x509.Certificate) verified {
+	w := verified{path, path[0].NotBefore, path[0].NotAfter}
 	for _, c := range path[1:] {
 		if c.NotBefore.After(w.notBefore) {
 			w.notBefore = c.NotBefore

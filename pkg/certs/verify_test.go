@@ -50,7 +50,7 @@ func TestRememberedChains(t *testing.T) {
 	chain := []*x509.Certificate{leaf}
 	now := time.Now().Add(time.Minute)
 	for range 2 {
-		if err := v.verify(chain, x509.ExtKeyUsageClientAuth, now); err != nil {
+		if _, err := v.verify(chain, x509.ExtKeyUsageClientAuth, now); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,17 +58,17 @@ func TestRememberedChains(t *testing.T) {
 		t.Fatalf("%d chains remembered", len(v.seen))
 	}
 	for name, verify := range map[string]func() error{
-		"expired":       func() error { return v.verify(chain, x509.ExtKeyUsageClientAuth, now.Add(2*time.Hour)) },
-		"not yet valid": func() error { return v.verify(chain, x509.ExtKeyUsageClientAuth, now.Add(-2*time.Hour)) },
-		"other usage":   func() error { return v.verify(chain, x509.ExtKeyUsageServerAuth, now) },
+		"expired":       func() error { return verdict(v, chain, x509.ExtKeyUsageClientAuth, now.Add(2*time.Hour)) },
+		"not yet valid": func() error { return verdict(v, chain, x509.ExtKeyUsageClientAuth, now.Add(-2*time.Hour)) },
+		"other usage":   func() error { return verdict(v, chain, x509.ExtKeyUsageServerAuth, now) },
 		"other roots": func() error {
-			return newVerifier(x509.NewCertPool()).verify(chain, x509.ExtKeyUsageClientAuth, now)
+			return verdict(newVerifier(x509.NewCertPool()), chain, x509.ExtKeyUsageClientAuth, now)
 		},
 		"forged": func() error {
 			_, forged := testCA(t, time.Hour)
-			return v.verify([]*x509.Certificate{forged, root}, x509.ExtKeyUsageClientAuth, now)
+			return verdict(v, []*x509.Certificate{forged, root}, x509.ExtKeyUsageClientAuth, now)
 		},
-		"empty": func() error { return v.verify(nil, x509.ExtKeyUsageClientAuth, now) },
+		"empty": func() error { return verdict(v, nil, x509.ExtKeyUsageClientAuth, now) },
 	} {
 		if verify() == nil {
 			t.Errorf("%s: accepted", name)
@@ -79,11 +79,16 @@ func TestRememberedChains(t *testing.T) {
 	}
 }
 
+func verdict(v *verifier, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+	_, err := v.verify(chain, usage, now)
+	return err
+}
+
 func TestRememberedChainsAreBounded(t *testing.T) {
 	t.Parallel()
 	v := newVerifier(x509.NewCertPool())
 	for i := range 3 * maxSeen {
-		v.remember([32]byte{byte(i), byte(i >> 8), byte(i >> 16)}, window{})
+		v.remember([32]byte{byte(i), byte(i >> 8), byte(i >> 16)}, verified{})
 	}
 	if len(v.seen) > maxSeen {
 		t.Errorf("%d chains remembered", len(v.seen))
@@ -100,12 +105,12 @@ func BenchmarkVerify(b *testing.B) {
 	b.Run("first", func(b *testing.B) {
 		for b.Loop() {
 			clear(v.seen)
-			_ = v.verify(chain, x509.ExtKeyUsageClientAuth, now)
+			_, _ = v.verify(chain, x509.ExtKeyUsageClientAuth, now)
 		}
 	})
 	b.Run("again", func(b *testing.B) {
 		for b.Loop() {
-			_ = v.verify(chain, x509.ExtKeyUsageClientAuth, now)
+			_, _ = v.verify(chain, x509.ExtKeyUsageClientAuth, now)
 		}
 	})
 }

@@ -39,6 +39,7 @@ const (
 	TLSFailure         Reason = "TLS handshake failed"
 	IdentityMismatch   Reason = "peer identity not accepted"
 	TrustDomain        Reason = "peer trust domain not accepted"
+	CertRevoked        Reason = "peer certificate revoked"
 	NoCertificate      Reason = "no certificate for identity"
 	TunnelHandshake    Reason = "HTTP/2 handshake failed"
 	TunnelStatus       Reason = "http status"
@@ -78,7 +79,8 @@ const (
 )
 
 // Flag returns the response_flags label of upstream's ztunnel for r: "-", DENY,
-// CONNECT, TLS_FAILURE, H2_HANDSHAKE_FAILURE, NETWORK_POLICY or IDENTITY_ERROR.
+// CONNECT, TLS_FAILURE, H2_HANDSHAKE_FAILURE, NETWORK_POLICY, IDENTITY_ERROR or
+// CERT_REVOKED.
 func (r Reason) Flag() string {
 	switch r {
 	case DeniedByPolicy, DeniedByDefault, DeniedPolicyAbsent, PolicyChanged:
@@ -91,6 +93,8 @@ func (r Reason) Flag() string {
 		return "TLS_FAILURE"
 	case IdentityMismatch, TrustDomain, NoCertificate:
 		return "IDENTITY_ERROR"
+	case CertRevoked:
+		return "CERT_REVOKED"
 	case TunnelHandshake:
 		return "H2_HANDSHAKE_FAILURE"
 	}
