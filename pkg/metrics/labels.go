@@ -42,8 +42,9 @@ const maxValue = 256
 // labelSet is a resolved set of labels, in upstream's order. (The exposition is
 // sorted by name: client_golang insists, and to readers order means nothing.)
 type labelSet struct {
-	pairs   []*dto.LabelPair
-	parties [2]party // whose departure ends the series
+	pairs    []*dto.LabelPair
+	parties  [2]party // whose departure ends the series
+	reporter Reporter
 }
 
 // sorted returns the labels as a scrape wants them. Sorting once per series takes
@@ -83,7 +84,7 @@ func (l *labelSet) add(name, value string) {
 
 // with returns a copy of l with one value replaced.
 func (l *labelSet) with(name, value string) *labelSet {
-	next := &labelSet{append([]*dto.LabelPair(nil), l.pairs...), l.parties}
+	next := &labelSet{append([]*dto.LabelPair(nil), l.pairs...), l.parties, l.reporter}
 	for i, p := range next.pairs {
 		if p.GetName() == name {
 			next.pairs[i] = pair(name, value)
@@ -149,7 +150,7 @@ func security(mutual bool) string {
 func tcpLabels(f Flow, flags string) *labelSet {
 	src, dst := sideOf(f.Source, f.SourceIdentity), sideOf(f.Destination, f.DestinationIdentity)
 	svc := serviceOf(f.Service)
-	l := &labelSet{parties: [2]party{src.party(), dst.party()}}
+	l := &labelSet{parties: [2]party{src.party(), dst.party()}, reporter: f.Reporter}
 	l.add("reporter", f.Reporter.String())
 	l.add("source_workload", src.workload)
 	l.add("source_canonical_service", src.canonical)
@@ -187,7 +188,7 @@ func tcpLabels(f Flow, flags string) *labelSet {
 func requestLabels(f RequestFlow) *labelSet {
 	src, dst := sideOf(f.Source, f.SourceIdentity), sideOf(f.Destination, f.DestinationIdentity)
 	svc := serviceOf(f.Service)
-	l := &labelSet{parties: [2]party{src.party(), dst.party()}}
+	l := &labelSet{parties: [2]party{src.party(), dst.party()}, reporter: f.Reporter}
 	l.add("reporter", f.Reporter.String())
 	l.add("source_workload", src.workload)
 	l.add("source_workload_namespace", src.namespace)
@@ -217,7 +218,7 @@ func requestLabels(f RequestFlow) *labelSet {
 // before connection_security_policy, grpc_response_status for gRPC only.
 func (l *labelSet) withResponse(k responseKey) *labelSet {
 	last := len(l.pairs) - 1
-	next := &labelSet{append([]*dto.LabelPair(nil), l.pairs[:last]...), l.parties}
+	next := &labelSet{append([]*dto.LabelPair(nil), l.pairs[:last]...), l.parties, l.reporter}
 	next.add("response_code", statusText(k.code))
 	if k.grpc != "" {
 		next.add("grpc_response_status", k.grpc)

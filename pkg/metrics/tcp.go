@@ -47,7 +47,9 @@ func resolveTCP(f Flow) *labelSet { return tcpLabels(f, "-") }
 // overflowTCP keeps what this side knows for itself.
 func overflowTCP(f Flow) Flow { return Flow{Reporter: f.Reporter, MutualTLS: f.MutualTLS} }
 
-func (t *TCP) newSeries(l *labelSet) *Series { return &Series{family: t, set: l, pairs: l.sorted()} }
+func (t *TCP) newSeries(l *labelSet) *Series {
+	return &Series{family: t, reporter: l.reporter, set: l, pairs: l.sorted()}
+}
 
 // Series resolves the labels of a flow. The result may be kept, but asking again
 // costs only a map lookup.
@@ -55,6 +57,22 @@ func (t *TCP) Series(f Flow) *Series { return t.table.get(f) }
 
 // Run expires series of departed workloads until ctx ends.
 func (t *TCP) Run(ctx context.Context) error { return t.table.run(ctx) }
+
+// Live is what the connections that are open now amount to.
+type Live struct {
+	Connections    uint64
+	Sent, Received uint64 // bytes so far: of servers to clients, of clients to servers
+}
+
+// Live adds up the connections that a reporter has open.
+func (t *TCP) Live(r Reporter) (sum Live) {
+	for _, s := range t.table.all() {
+		if s.reporter == r {
+			s.addLive(&sum)
+		}
+	}
+	return sum
+}
 
 // SocketOpened and SocketClosed keep istio_tcp_sockets_open.
 func (t *TCP) SocketOpened(r Reporter) { t.sockets[r].Add(1) }
@@ -64,9 +82,10 @@ func (t *TCP) SocketClosed(r Reporter) { t.sockets[r].Add(-1) }
 
 // Series is one label set: the connections of one flow.
 type Series struct {
-	family *TCP
-	set    *labelSet
-	pairs  []*dto.LabelPair // set, sorted
+	family   *TCP
+	reporter Reporter
+	set      *labelSet
+	pairs    []*dto.LabelPair // set, sorted
 
 	opened, closed, failed atomic.Uint64
 
@@ -163,6 +182,20 @@ func (s *Series) bytes() (sent, received uint64) {
 		s.flushLocked(c)
 	}
 	return s.sent, s.received
+}
+
+func (s *Series) addLive(sum *Live) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := s.live; c != nil; c = c.next {
+		sum.Connections++
+		if c.request != nil {
+			sum.Received += c.request.Load()
+		}
+		if c.response != nil {
+			sum.Sent += c.response.Load()
+		}
+	}
 }
 
 func (s *Series) labels() *labelSet { return s.set }

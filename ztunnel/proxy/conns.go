@@ -128,6 +128,7 @@ func (p *Pod) awaitPolicies(ctx context.Context, c authz.Connection) (verdict au
 }
 
 func (p *Pod) logVerdict(v authz.Verdict, c authz.Connection) {
+	p.node.Observed.matchedDry(v.DryRun)
 	log := p.node.Log.Debug
 	if p.node.Settings.LogPolicy {
 		log = p.node.Log.Info

@@ -32,6 +32,8 @@ func (p *Pod) serveTunnel(c *net.TCPConn) {
 // refusedTunnel logs a connection to 15008 that never became a tunnel.
 func (p *Pod) refusedTunnel(remote netip.AddrPort, err error) {
 	rec := p.begin(inbound)
+	rec.hop = hopTunnel
+	p.node.Observed.acceptFailed(remote, err)
 	rec.line.Source.Addr = remote
 	rec.line.Destination = party(p.node.Mesh.WorkloadByInfo(p.info, p.node.Settings.NodeName))
 	rec.end(err)
@@ -93,10 +95,12 @@ func (p *Pod) deliver(ctx context.Context, in *hbone.Incoming, live *live, rec *
 	if err := p.authorize(ctx, self, live, client); err != nil {
 		return nil, nil, err
 	}
+	rec.reach(stageOpen)
 	app, err := p.connect(ctx, to, in)
 	if err != nil {
 		return nil, nil, err
 	}
+	rec.reach(stageRelay)
 	if err := live.err(); err != nil { // denied meanwhile
 		app.Close()
 		return nil, nil, err

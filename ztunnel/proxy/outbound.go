@@ -82,6 +82,7 @@ func (p *Pod) reach(live *live, client *net.TCPConn, rec *record) (far, error) {
 	}
 	server, err := p.open(live.ctx, &flow, r, rec)
 	if err == nil {
+		rec.reach(stageRelay)
 		live.tell(flow.Client, flow.Dst, server.to, server.protocol())
 	}
 	return server, err
@@ -144,7 +145,7 @@ func (f far) close() {
 func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *record) (far, error) {
 	for attempt := 1; ; attempt++ {
 		rec.chose(flow.Source, r)
-		f, err := p.openOne(ctx, flow, r)
+		f, err := p.openOne(ctx, flow, r, &rec.timing)
 		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) {
 			return f, err
 		}
@@ -171,7 +172,7 @@ func elsewhere(ctx context.Context, err error) bool {
 	return reason.Of(err) != reason.NoCertificate
 }
 
-func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route) (far, error) {
+func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, took *hbone.Timing) (far, error) {
 	if r.Hostname != "" {
 		if err := p.resolve(ctx, flow, &r); err != nil {
 			return far{}, err
@@ -181,12 +182,14 @@ func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route) (far
 		conn, err := p.dial(ctx, r.Next, netip.Addr{}, reason.ConnectTimeout)
 		return far{to: r.Next, conn: conn}, err
 	}
+	request := p.request(flow, r)
+	request.Timing = took
 	stream, _, err := p.pool.Open(ctx, hbone.Peer{
 		Source:  flow.Source.Identity(),
 		Expect:  r.Expect,
 		Addr:    r.Next,
 		LocalIP: flow.Client.Addr(),
-	}, p.request(flow, r))
+	}, request)
 	return far{to: r.Next, stream: stream}, err
 }
 

@@ -63,10 +63,12 @@ func (p *Pod) carryPlaintext(client *net.TCPConn, rec *record) error {
 	if err := p.authorize(live.ctx, self, live, c); err != nil {
 		return err
 	}
+	rec.reach(stageOpen)
 	app, err := p.dial(live.ctx, dst, p.originOf(src.Addr(), dst.Addr()), reason.ConnectTimeout)
 	if err != nil {
 		return err
 	}
+	rec.reach(stageRelay)
 	defer app.Close()
 	return relay.Copy(live.ctx, client, app, &rec.bytes)
 }

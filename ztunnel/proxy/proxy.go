@@ -92,6 +92,7 @@ type Node struct {
 	Mesh     Mesh
 	Certs    certs.Source
 	Metrics  *metrics.TCP
+	Observed *Metrics // nil = not counted; NewMetrics sets it
 	Access   *accesslog.Logger
 	Budget   *hbone.Budget
 	Resolver Resolver
@@ -99,6 +100,7 @@ type Node struct {
 	Log      *slog.Logger
 
 	sources sources
+	flights flights
 
 	mu   sync.Mutex
 	pods map[*Pod]struct{}
