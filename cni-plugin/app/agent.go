@@ -10,6 +10,7 @@ import (
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/podns"
 	"github.com/culvert-mesh/culvert/cni-plugin/podsource"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/zds"
@@ -29,6 +30,7 @@ type Agent struct {
 	parts   Parts
 	log     *slog.Logger
 	zds     *zds.Server
+	store   *handover.Store
 	patches patchDir
 
 	loaded  chan struct{}  // closed after the first snapshot of the source
@@ -51,6 +53,7 @@ func New(cfg Config, parts Parts) *Agent {
 		loaded: make(chan struct{}), changed: make(chan struct{}),
 		namespaces: map[string]enroll.Namespace{}, pods: map[mesh.PodUID]*pod{},
 	}
+	a.store = a.newStore()
 	a.zds = zds.NewServer(cfg.ZDS, zds.ServerConfig{Log: parts.Log, Snapshot: a.members, Connected: a.ztunnels, Refused: a.refused})
 	return a
 }
@@ -70,6 +73,10 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 	})
+	if a.cfg.Handover != "" {
+		g.Add("handover", a.runStore)
+		g.Add("foreign ztunnels", a.watchForeign)
+	}
 	err := g.Run(ctx)
 	a.workers.Wait()
 	return err

@@ -64,6 +64,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Metrics: NewMetrics(registry),
 		Log:     log,
 	})
+	registry.MustRegister(heldSockets(a.store))
 	h := &server{agent: a, metrics: metrics.Handler(registry)}
 	var g run.Group
 	g.Add("agent", a.Run)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/pkg/environ"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 )
 
@@ -19,6 +20,7 @@ type Config struct {
 	Node        string         // the name of its node; required
 	Socket      string         // unix socket of /cmdadd, /cmddel, /status
 	ZDS         string         // unix socket to which ztunnel connects
+	Handover    string         // unix socket at which ztunnels leave sockets and state; "" = none
 	Folders     []string       // YAML of users
 	Objects     []string       // YAML of controllers
 	Patches     []string       // patches of others
@@ -53,6 +55,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Node, "node", env.Text("NODE_NAME", ""), "name of this node")
 	fs.StringVar(&c.Socket, "socket", "/var/run/culvert-cni/pluginevent.sock", "unix socket on which pods are announced")
 	fs.StringVar(&c.ZDS, "zds", env.Text("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "unix socket to which ztunnel connects")
+	fs.StringVar(&c.Handover, "handover", "", "unix socket at which ztunnels leave their sockets to successors; \"none\" is none (default: beside --zds)")
 	fs.Var((*list)(&c.Folders), "folder", "folder of YAML written by users (repeatable)")
 	fs.Var((*list)(&c.Objects), "objects", "folder of YAML written by controllers (repeatable)")
 	fs.Var((*list)(&c.Patches), "patches", "folder of patches written by others (repeatable)")
@@ -71,6 +74,12 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	}
 	if len(excluded) > 0 {
 		c.Enroll.ExcludedNamespaces = excluded
+	}
+	switch c.Handover {
+	case "":
+		c.Handover = handover.PathOf(c.ZDS)
+	case "none":
+		c.Handover = ""
 	}
 	var err error
 	if c.LogFormat, err = logging.ParseFormat(format); err != nil {

@@ -26,8 +26,11 @@ func TestParseConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Node != "node-7" || c.ZDS != "/z.sock" || !slices.Equal(c.Folders, []string{"/a", "/b"}) ||
-		c.AdminListen != mustAddrPort("[::]:15014") || !slices.Equal(c.Enroll.ExcludedNamespaces, []string{"infra"}) {
+		c.AdminListen != mustAddrPort("[::]:15014") || c.Handover != "/z.sock.handover" || !slices.Equal(c.Enroll.ExcludedNamespaces, []string{"infra"}) {
 		t.Errorf("config %+v", c)
+	}
+	if c, err := ParseConfig(append(required, "--node", "n", "--handover", "none"), nil, io.Discard); err != nil || c.Handover != "" {
+		t.Errorf("no handover: %q, %v", c.Handover, err)
 	}
 	for _, bad := range []struct {
 		args []string

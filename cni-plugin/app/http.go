@@ -18,6 +18,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/podns"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 )
@@ -254,6 +255,9 @@ type Status struct {
 	Ready    bool        `json:"ready"`
 	Ztunnels int         `json:"ztunnels"`
 	Pods     []PodStatus `json:"pods"`
+	// Proxies are the ztunnels that use the handover store, the oldest first.
+	Proxies []handover.ClientStatus `json:"proxies,omitempty"`
+	Sockets int                     `json:"sockets"` // held for their successors
 }
 
 // PodStatus is one pod in Status.
@@ -271,6 +275,8 @@ type PodStatus struct {
 // Status returns how things stand.
 func (a *Agent) Status() Status {
 	st := Status{Node: a.cfg.Node, Ready: a.Ready(), Ztunnels: a.zds.Connected(), Pods: []PodStatus{}}
+	st.Proxies = a.store.Clients()
+	_, st.Sockets = a.store.Held()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pods {

@@ -1,6 +1,10 @@
 package app
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/culvert-mesh/culvert/pkg/handover"
+)
 
 // Metrics are the agent's own.
 type Metrics struct {
@@ -27,4 +31,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	reg.MustRegister(m.events, m.ztunnels, m.inMesh, m.cmdAdds, m.joinErrors)
 	return m
+}
+
+// heldSockets counts what a store holds.
+func heldSockets(s *handover.Store) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "nodeagent_held_sockets", Help: "Listening sockets of pods held for ztunnel's successor.",
+	}, func() float64 { _, n := s.Held(); return float64(n) })
 }

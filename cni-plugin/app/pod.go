@@ -207,6 +207,9 @@ func (p *pod) adopt(ns *netns.NS) {
 		return
 	}
 	old := p.ns
+	if old != nil {
+		p.agent.store.Drop(p.uid)
+	}
 	p.ns, p.rules, p.state, p.torn, p.taken = ns, "", out, false, false
 	p.publish(ns, false)
 	old.Close()
@@ -334,6 +337,7 @@ func (p *pod) drop(ctx context.Context) error {
 
 func (p *pod) release() {
 	p.publish(nil, false)
+	p.agent.store.Drop(p.uid)
 	p.ns.Close()
 	p.ns, p.state, p.rules, p.ips, p.taken = nil, out, "", nil, false
 }
