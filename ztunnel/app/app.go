@@ -134,9 +134,11 @@ func (a *App) buildNode() error {
 		Access:   accesslog.New(a.out, a.format(), a.levels),
 		Budget:   hbone.NewBudget(bufferBudget),
 		Resolver: net.DefaultResolver,
+		Lookups:  metrics.NewOnDemandDNS(a.registry),
 		Demand:   a.demand,
 		Log:      logging.Scope(a.log, "proxy"),
 	}
+	proxy.NewMetrics(a.registry, a.node)
 	if info, id, ok := a.cfg.Own(); ok {
 		a.own = a.node.NewOwn(info, id, nil)
 	}

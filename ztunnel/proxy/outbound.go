@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/netns"
@@ -16,8 +17,14 @@ import (
 	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
 
-// attempts bounds how many endpoints of a service one connection tries.
-const attempts = 3
+const (
+	// attempts bounds how many endpoints of a service one connection tries.
+	attempts = 3
+	// attemptTime is how long an endpoint may take while there are others to try.
+	attemptTime = 4 * time.Second
+	// slow is how long an endpoint may take before others are preferred to it.
+	slow = time.Second
+)
 
 func (p *Pod) acceptOutbound(context.Context) error {
 	return p.accept(p.outbound, p.serveOutbound)
@@ -94,6 +101,7 @@ func (p *Pod) capture(client *net.TCPConn, rec *record) (route.Flow, error) {
 		Client:  addrPort(client.RemoteAddr()),
 		Network: p.node.Settings.Network,
 		Rand:    rand.Uint64N,
+		Suspect: p.node.suspects.at(time.Now()),
 	}
 	rec.line.Source.Addr = flow.Client
 	dst, err := netns.OriginalDst(client)
@@ -145,11 +153,11 @@ func (f far) close() {
 func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *record) (far, error) {
 	for attempt := 1; ; attempt++ {
 		rec.chose(flow.Source, r)
-		f, err := p.openOne(ctx, flow, r, &rec.timing)
+		f, err := p.attempt(ctx, flow, r, rec, attempt < attempts && r.Balanced)
 		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) {
 			return f, err
 		}
-		flow.Avoid = append(slices.Clip(flow.Avoid), r.Workload.UID)
+		flow.Avoid = append(slices.Clip(flow.Avoid), r.Picked.UID)
 		next, nextErr := p.choose(ctx, *flow)
 		if nextErr != nil {
 			return f, err
@@ -157,6 +165,30 @@ func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *re
 		p.node.Log.Debug("trying another endpoint", "pod", p.info, "failed", r.Next, "next", next.Next, "error", err)
 		r = next
 	}
+}
+
+// attempt tries one endpoint, for a shorter time when there are others. One that
+// fails, or takes long, is suspect to the connections that follow.
+func (p *Pod) attempt(ctx context.Context, flow *route.Flow, r route.Route, rec *record, others bool) (far, error) {
+	if !r.Balanced {
+		return p.openOne(ctx, flow, r, rec)
+	}
+	doubt := time.AfterFunc(slow, func() { p.node.suspects.add(r.Picked, time.Now()) })
+	defer doubt.Stop()
+	mine := ctx
+	if others {
+		var cancel context.CancelFunc
+		mine, cancel = context.WithTimeout(ctx, attemptTime)
+		defer cancel()
+	}
+	f, err := p.openOne(mine, flow, r, rec)
+	switch {
+	case err == nil:
+		p.node.suspects.clear(r.Picked)
+	case elsewhere(ctx, err):
+		p.node.suspects.add(r.Picked, time.Now())
+	}
+	return f, err
 }
 
 // elsewhere reports whether a failure may be particular to the endpoint. What
@@ -172,7 +204,7 @@ func elsewhere(ctx context.Context, err error) bool {
 	return reason.Of(err) != reason.NoCertificate
 }
 
-func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, took *hbone.Timing) (far, error) {
+func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, rec *record) (far, error) {
 	if r.Hostname != "" {
 		if err := p.resolve(ctx, flow, &r); err != nil {
 			return far{}, err
@@ -182,14 +214,22 @@ func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, took
 		conn, err := p.dial(ctx, r.Next, netip.Addr{}, reason.ConnectTimeout)
 		return far{to: r.Next, conn: conn}, err
 	}
-	request := p.request(flow, r)
-	request.Timing = took
-	stream, _, err := p.pool.Open(ctx, hbone.Peer{
+	peer := hbone.Peer{
 		Source:  flow.Source.Identity(),
 		Expect:  r.Expect,
 		Addr:    r.Next,
 		LocalIP: flow.Client.Addr(),
-	}, request)
+	}
+	request := p.request(flow, r)
+	request.Timing = &rec.timing
+	if r.Kind == route.DoubleTunnel {
+		stream, peer, who, err := p.openDouble(ctx, peer, r, request)
+		if err == nil {
+			rec.answered(peer, who)
+		}
+		return far{to: r.Next, stream: stream}, err
+	}
+	stream, _, err := p.pool.Open(ctx, peer, request)
 	return far{to: r.Next, stream: stream}, err
 }
 
@@ -214,23 +254,25 @@ func (p *Pod) request(flow *route.Flow, r route.Route) hbone.Request {
 func (p *Pod) resolve(ctx context.Context, flow *route.Flow, r *route.Route) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	p.node.Lookups.Lookup(flow.Source, r.Hostname)
 	ips, err := p.node.Resolver.LookupNetIP(ctx, "ip", r.Hostname)
 	if err != nil {
 		return reason.New(reason.NoHealthyUpstream, "resolve", r.Hostname, err)
 	}
-	var same []netip.Addr
-	for i, ip := range ips {
-		ips[i] = ip.Unmap()
-		if ips[i].Is4() == flow.Dst.Addr().Is4() {
-			same = append(same, ips[i])
+	same := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		if ip = ip.Unmap(); ip.Is4() == flow.Dst.Addr().Is4() {
+			same = append(same, ip)
 		}
 	}
 	if len(same) == 0 {
 		return reason.Newf(reason.NoHealthyUpstream, "resolve", r.Hostname, "no address of the family of %s", flow.Dst)
 	}
 	ip := same[rand.IntN(len(same))]
+	if !r.Target.Addr().IsValid() && r.Host == "" {
+		r.Target = netip.AddrPortFrom(ip, r.Target.Port())
+	}
 	r.Next = netip.AddrPortFrom(ip, r.Next.Port())
-	r.Target = netip.AddrPortFrom(ip, r.Target.Port())
 	return nil
 }
 

@@ -96,11 +96,13 @@ type Node struct {
 	Access   *accesslog.Logger
 	Budget   *hbone.Budget
 	Resolver Resolver
-	Demand   *discovery.Demand // nil where the control plane tells everything
+	Lookups  *metrics.OnDemandDNS // of Resolver; nil counts none
+	Demand   *discovery.Demand    // nil where the control plane tells everything
 	Log      *slog.Logger
 
-	sources sources
-	flights flights
+	sources  sources
+	suspects suspects
+	flights  flights
 
 	mu   sync.Mutex
 	pods map[*Pod]struct{}

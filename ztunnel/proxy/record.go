@@ -79,7 +79,9 @@ func (r *record) chose(source *mesh.Workload, to route.Route) {
 	r.hop = hopOf(to)
 	if r.conn == nil {
 		r.reach(stageOpen)
-		r.opened()
+		if to.Kind != route.DoubleTunnel { // see answered
+			r.opened()
+		}
 	}
 }
 
@@ -101,6 +103,20 @@ func hopOf(to route.Route) hop {
 func (r *record) reach(s stage) {
 	r.reached = s
 	r.marks[s-1] = time.Since(r.start)
+}
+
+// answered sets who was reached through a network gateway; nil when it has not said.
+// Only now is it known which series such a connection counts for.
+func (r *record) answered(w *mesh.Workload, id mesh.Identity) {
+	at := r.line.Destination.Addr
+	if r.flow.Destination = w; w != nil {
+		r.line.Destination = party(w)
+	}
+	r.line.Destination.Addr, r.line.Destination.Identity = at, id
+	r.flow.DestinationIdentity = id
+	if r.conn == nil {
+		r.opened()
+	}
 }
 
 // arrived sets both ends of an inbound connection. peer is the TLS identity.
