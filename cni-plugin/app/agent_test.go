@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/culvert-mesh/culvert/cni-plugin/eligible"
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/podns"
 	"github.com/culvert-mesh/culvert/cni-plugin/podsource"
@@ -399,7 +400,7 @@ func TestLabelsFlipLive(t *testing.T) {
 		t.Errorf("%d pods were redirected before ztunnel had them", z.ruled)
 	}
 	raw, err := os.ReadFile(w.cfg.Eligibility)
-	var e eligibility
+	var e eligible.File
 	if err := json.Unmarshal(raw, &e); err != nil {
 		t.Fatal(err)
 	}

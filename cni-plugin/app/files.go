@@ -7,25 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/culvert-mesh/culvert/cni-plugin/eligible"
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // writeFile replaces a file in one step: a reader sees the old or the new content.
 func writeFile(path string, content []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return eligible.Write(path, content, 0o644)
 }
 
 // patchDir is a folder of merge patches, one file per pod, named by its UID.
@@ -75,21 +64,6 @@ func (d patchDir) sweep(pods map[mesh.PodUID]enroll.Pod) {
 	}
 }
 
-// eligibility is the file by which a CNI plugin decides while no agent answers:
-// pods that are clearly outside the mesh may start.
-type eligibility struct {
-	Node               string             `json:"node"`
-	ExcludedNamespaces []string           `json:"excludedNamespaces"`
-	AmbientNamespaces  map[string]bool    `json:"ambientNamespaces"` // every namespace known
-	Pods               map[string]verdict `json:"pods"`              // by "namespace/name"
-}
-
-type verdict struct {
-	UID    mesh.PodUID   `json:"uid"`
-	InMesh bool          `json:"inMesh"`
-	Reason enroll.Reason `json:"reason"`
-}
-
 // writeEligibility brings the file up to date.
 func (a *Agent) writeEligibility() {
 	if a.cfg.Eligibility == "" {
@@ -97,21 +71,22 @@ func (a *Agent) writeEligibility() {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	e := eligibility{a.cfg.Node, a.cfg.Enroll.ExcludedNamespaces, map[string]bool{}, map[string]verdict{}}
+	e := eligible.File{Node: a.cfg.Node, ExcludedNamespaces: a.cfg.Enroll.ExcludedNamespaces,
+		AmbientNamespaces: map[string]bool{}, Pods: map[string]eligible.Verdict{}}
 	for name, ns := range a.namespaces {
 		e.AmbientNamespaces[name] = ns.Labels[enroll.LabelDataplaneMode] == "ambient"
 	}
 	for _, p := range a.pods {
 		if !p.removed {
 			d := enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace])
-			e.Pods[p.spec.Namespace+"/"+p.spec.Name] = verdict{p.uid, d.InMesh, d.Reason}
+			e.Pods[p.spec.Namespace+"/"+p.spec.Name] = eligible.Verdict{UID: string(p.uid), InMesh: d.InMesh, Reason: string(d.Reason)}
 		}
 	}
-	content, err := json.MarshalIndent(e, "", "  ")
+	content, err := e.Encode()
 	if err != nil || string(content) == a.written {
 		return
 	}
-	if err := writeFile(a.cfg.Eligibility, append(content, '\n')); err != nil {
+	if err := writeFile(a.cfg.Eligibility, content); err != nil {
 		a.log.Error("eligibility file not written", "path", a.cfg.Eligibility, "error", err)
 		return
 	}
