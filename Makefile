@@ -11,7 +11,7 @@ LDFLAGS     := -s -w -X main.version=$(VERSION)
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 
-PROGRAMS := culvert=./cli ztunnel=./ztunnel waypoint=./waypoint controlplane=./controlplane culvert-agent=./cni-plugin/cmd/agent
+PROGRAMS := culvert=./cli ztunnel=./ztunnel waypoint=./waypoint controlplane=./controlplane culvert-agent=./cni-plugin/cmd/agent culvert-cni=./cni-plugin/cmd/plugin
 
 .DEFAULT_GOAL := build
 .PHONY: help

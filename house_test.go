@@ -47,6 +47,8 @@ var doors = []door{
 		"we use its Framer and hpack inside our own codecs, and nothing else of it"},
 	{"github.com/spiffe/go-spiffe/v2", []string{"pkg/mesh", "pkg/certs/..."},
 		"everybody else speaks mesh.Identity"},
+	{"github.com/spiffe/spire-api-sdk", []string{"pkg/certs/spire"},
+		"certificates come from whoever gives them; SPIRE is one"},
 	{"github.com/vishvananda/netns", []string{"pkg/netns/...", "cni-plugin/...", "cli/laptop/..."},
 		"moving a thread between namespaces is done in one place, correctly"},
 	{"github.com/vishvananda/netlink", []string{"pkg/netns/...", "cni-plugin/...", "cli/laptop/..."},
@@ -69,11 +71,12 @@ var doors = []door{
 		"one client and one server speak the discovery protocol"},
 	{"github.com/envoyproxy/go-control-plane/envoy", []string{"pkg/xds/...", "controlplane/xds/...", "controlplane/compile/...", "controlplane/model/...", "waypoint/xds/..."},
 		"Envoy's resources are a wire format, not our model"},
-	{"google.golang.org/grpc", []string{"pkg/xds/...", "pkg/wire/ca", "pkg/certs/caclient", "controlplane/xds/...", "controlplane/ca", "controlplane/app"},
+	{"google.golang.org/grpc", []string{"pkg/xds/...", "pkg/wire/ca", "pkg/certs/caclient", "pkg/certs/spire", "controlplane/xds/...", "controlplane/ca", "controlplane/app"},
 		"gRPC belongs to the channels to the control plane, not to the data path"},
 	{"github.com/go-jose/go-jose/v4", []string{"pkg/token"}, "tokens are checked in one place"},
 	{"github.com/miekg/dns", []string{"ztunnel/dns", "cli/laptop/..."}, "DNS messages are made in one place per program"},
 	{"github.com/gopacket/gopacket", []string{"cli/laptop/...", "cli"}, "packets are captured by the demo only"},
+	{"github.com/containernetworking/cni", []string{"cni-plugin/plugin"}, "the runtime's protocol is spoken in one place"},
 	{"github.com/spf13/cobra", []string{"cli"}, "components are configured by their environment and flags"},
 }
 
