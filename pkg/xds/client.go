@@ -90,7 +90,10 @@ type Config struct {
 	Headers   map[string]string // sent along with every stream
 	Types     []Subscription
 	// Dial opens TCP connections; nil means the process's own network namespace.
-	Dial    func(ctx context.Context, address string) (net.Conn, error)
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Applied, when set, is told after every response of what type it was: what
+	// Held returns has changed.
+	Applied func(typeURL string)
 	Log     *slog.Logger
 	Metrics Metrics // may be nil
 }
@@ -107,6 +110,8 @@ type Client struct {
 	waiting     int           // wildcard types without an accepted response; run's own
 	connected   atomic.Bool
 	lastContact atomic.Int64 // Unix nanoseconds
+	heard       atomic.Int64 // Unix nanoseconds at which the last stream ended; 0 = none has
+	down        atomic.Int64 // Unix nanoseconds since which there is no stream; 0 = there is one
 
 	wake chan struct{} // there is something to send
 }
@@ -165,6 +170,7 @@ func (c *Client) addType(sub Subscription) error {
 // Run connects, and connects again, until ctx ends; then it returns nil.
 func (c *Client) Run(ctx context.Context) error {
 	var wait backOff
+	c.down.CompareAndSwap(0, time.Now().UnixNano())
 	for {
 		end := c.session(ctx)
 		if ctx.Err() != nil {

@@ -96,6 +96,12 @@ func (h *held) wildcard(typeURL string) xds.Subscription {
 // start runs a client until the test ends and waits for its goroutines.
 func start(t *testing.T, cfg xds.Config) (*xds.Client, context.Context) {
 	t.Helper()
+	return startWith(t, cfg, func(*xds.Client) {})
+}
+
+// startWith is start, with something to do before Run.
+func startWith(t *testing.T, cfg xds.Config, prepare func(*xds.Client)) (*xds.Client, context.Context) {
+	t.Helper()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -103,6 +109,7 @@ func start(t *testing.T, cfg xds.Config) (*xds.Client, context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(c)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()

@@ -52,8 +52,12 @@ func (c *Client) session(ctx context.Context) ending {
 	}
 	start := time.Now()
 	c.cfg.Log.Info("connected to control plane", "address", c.cfg.Address)
+	c.down.Store(0)
 	err = c.serve(ctx, cancel, s)
-	c.connected.Store(false)
+	if c.connected.Swap(false) {
+		c.heard.Store(time.Now().UnixNano())
+	}
+	c.down.Store(time.Now().UnixNano())
 	return ending{kind: kindOf(err), err: err, lived: time.Since(start)}
 }
 
@@ -170,6 +174,9 @@ func (c *Client) take(resp *discovery.DeltaDiscoveryResponse, out *outbox) {
 	}
 	c.cfg.Log.Debug("response applied", "type", resp.GetTypeUrl(),
 		"resources", len(resp.GetResources()), "removed", len(resp.GetRemovedResources()))
+	if c.cfg.Applied != nil {
+		c.cfg.Applied(resp.GetTypeUrl())
+	}
 	out.put(answer(resp, rejected))
 	c.wakeSender()
 	if first && st.accepted && st.sub.Wildcard {
