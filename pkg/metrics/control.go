@@ -3,6 +3,7 @@ package metrics
 import (
 	"iter"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -72,6 +73,9 @@ func (e expiries) Collect(ch chan<- prometheus.Metric) {
 type XDS struct {
 	terminations    *prometheus.CounterVec
 	messages, bytes *prometheus.CounterVec
+
+	up   atomic.Bool  // a stream has answered and has not ended
+	lost atomic.Int64 // Unix nanoseconds: when the last such stream ended, or the start
 }
 
 // NewXDS registers the family.
@@ -84,15 +88,35 @@ func NewXDS(reg prometheus.Registerer) *XDS {
 		messages:     counter("message_total", "Responses received.", "url"),
 		bytes:        counter("message_bytes_total", "Bytes of the responses received.", "url"),
 	}
-	reg.MustRegister(m.terminations, m.messages, m.bytes)
+	m.lost.Store(time.Now().UnixNano())
+	stale := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "culvert_control_plane_staleness_seconds",
+		Help: "For how long the control plane has been away; 0 while it is there.",
+	}, func() float64 { return m.Staleness().Seconds() })
+	reg.MustRegister(m.terminations, m.messages, m.bytes, stale)
 	return m
 }
 
+// Staleness is for how long nobody has told us what changes, since the start if
+// nobody has yet.
+func (m *XDS) Staleness() time.Duration {
+	if m.up.Load() {
+		return 0
+	}
+	return max(0, time.Since(time.Unix(0, m.lost.Load())))
+}
+
 // ConnectionTerminated counts the end of a stream.
-func (m *XDS) ConnectionTerminated(reason string) { m.terminations.WithLabelValues(reason).Inc() }
+func (m *XDS) ConnectionTerminated(reason string) {
+	m.terminations.WithLabelValues(reason).Inc()
+	if m.up.Swap(false) {
+		m.lost.Store(time.Now().UnixNano())
+	}
+}
 
 // Message counts a response and its size in bytes.
 func (m *XDS) Message(typeURL string, bytes int) {
+	m.up.Store(true)
 	m.messages.WithLabelValues(typeURL).Inc()
 	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
 }

@@ -278,3 +278,47 @@ func TestHotPathAllocations(t *testing.T) {
 		t.Errorf("%v allocations per request, want none", n)
 	}
 }
+
+func TestStaleness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewXDS(prometheus.NewRegistry())
+		expect := func(when string, want time.Duration) {
+			t.Helper()
+			if got := m.Staleness(); got != want {
+				t.Errorf("%s: %s, want %s", when, got, want)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		expect("nobody has answered yet", 3*time.Second)
+		m.ConnectionTerminated("ConnectionError")
+		expect("nor now", 3*time.Second)
+		m.Message("t", 1)
+		time.Sleep(time.Hour)
+		expect("an idle stream", 0)
+		m.ConnectionTerminated("Error")
+		time.Sleep(5 * time.Second)
+		m.ConnectionTerminated("ConnectionError")
+		time.Sleep(5 * time.Second)
+		expect("away", 10*time.Second)
+	})
+}
+
+func TestLive(t *testing.T) {
+	t.Parallel()
+	tcp := NewTCP(prometheus.NewRegistry(), TCPConfig{})
+	var up, down atomic.Uint64
+	up.Store(10)
+	down.Store(300)
+	open := tcp.Series(flow).Open(&up, &down)
+	tcp.Series(flow).Open(&up, nil)
+	if got := tcp.Live(Source); got != (Live{2, 300, 20}) {
+		t.Errorf("%+v", got)
+	}
+	if got := tcp.Live(Destination); got != (Live{}) {
+		t.Errorf("of the other reporter: %+v", got)
+	}
+	open.Close(errors.New("over"))
+	if got := tcp.Live(Source); got != (Live{1, 0, 10}) {
+		t.Errorf("after one has closed: %+v", got)
+	}
+}

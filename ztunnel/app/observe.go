@@ -1,11 +1,17 @@
 package app
 
 import (
+	"encoding/json"
+	"net/http"
 	"runtime"
+	"strings"
+	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/admin"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/ztunnel/proxy"
+	"github.com/culvert-mesh/culvert/ztunnel/why"
 )
 
 // adminServer serves what people and istioctl ask of a running ztunnel.
@@ -23,7 +29,90 @@ func (a *App) adminServer() *admin.Server {
 	s.Dump("config", a.dumpConfig)
 	s.Dump("staticConfig", func() any { return map[string]any{"localXdsPath": a.cfg.LocalXDSPath} })
 	s.Dump("version", dumpVersion)
+	s.Handle("/debug/failures", "the latest failed connections; ?pod=NAMESPACE/NAME, ?since=RFC 3339 (JSON)", http.HandlerFunc(a.failures))
+	s.Handle("/debug/tunnels", "tunnels to and from other proxies (JSON)", http.HandlerFunc(a.tunnels))
+	s.Handle("/debug/why", "POST a question: what would become of a connection, and why (JSON)", http.HandlerFunc(a.why))
 	return s
+}
+
+// failures serves the flight recorder.
+func (a *App) failures(w http.ResponseWriter, r *http.Request) {
+	pod := r.URL.Query().Get("pod")
+	var since time.Time
+	if text := r.URL.Query().Get("since"); text != "" {
+		var err error
+		if since, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			http.Error(w, "since: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+	}
+	writeJSON(w, a.node.Failures(func(f *proxy.Failure) bool { return (pod == "" || f.Pod == pod) && f.Time.After(since) }))
+}
+
+func (a *App) tunnels(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.node.Tunnels()) }
+
+// maxQuestion bounds a question, in bytes.
+const maxQuestion = 64 << 10
+
+// why answers a why.Question with a why.Answer.
+func (a *App) why(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "POST asks", http.StatusMethodNotAllowed)
+		return
+	}
+	var q why.Question
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
+		http.Error(w, "question: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if q.Arriving == nil && !q.Dst.IsValid() || q.Arriving != nil && !q.Arriving.Dst.IsValid() {
+		http.Error(w, "question: want pod and dst, or pod and arriving with dst", http.StatusBadRequest)
+		return
+	}
+	writeJSON(w, a.explainer().Explain(q))
+}
+
+// explainer is this ztunnel's live state, for questions.
+func (a *App) explainer() *why.Node {
+	return &why.Node{
+		Name:        a.cfg.NodeName,
+		Network:     a.cfg.Network,
+		Loopback:    a.cfg.AppLoopback,
+		Mesh:        a.store,
+		Policies:    a.store.PoliciesFor,
+		Pod:         a.served,
+		Certificate: a.certificateState,
+	}
+}
+
+func (a *App) served(info mesh.PodInfo) (here, up bool) {
+	for _, s := range a.pods.States() {
+		if s.Info == info {
+			return true, s.Up
+		}
+	}
+	return false, false
+}
+
+func (a *App) certificateState(id mesh.Identity) (state string, until time.Time) {
+	for _, c := range a.certs.Snapshot() {
+		if c.Identity != id.String() {
+			continue
+		}
+		if len(c.CertChain) > 0 {
+			until, _ = time.Parse(time.RFC3339, c.CertChain[0].ExpirationTime)
+		}
+		return strings.TrimSpace(c.State), until
+	}
+	return "not held; it is asked for when it is needed", time.Time{}
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v)
 }
 
 // podState is one entry of workloadState, in istioctl's shape.
