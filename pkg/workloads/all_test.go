@@ -12,7 +12,7 @@ func TestAll(t *testing.T) {
 	t.Parallel()
 	r, s := world{rand.New(rand.NewPCG(1, 2))}, New()
 	for range 200 {
-		s.Apply(Update{Workloads: []*mesh.Workload{r.workload()}, Services: []*mesh.Service{r.service()}, Policies: []*mesh.Policy{r.policy()}})
+		s.Apply(Update{Workloads: []*mesh.Workload{r.workload()}, Services: []*mesh.Service{r.service()}, Policies: []*mesh.Policy{{Name: r.policyName(), Scope: mesh.Scope(r.IntN(3))}}})
 	}
 	workloads, services, policies := s.Len()
 	seen := map[any]bool{}
