@@ -35,6 +35,9 @@ type Counters = relay.Counters
 type Request struct {
 	Authority string // "ip:port", "[ip]:port", or "hostname:port" across networks
 	Header    Header
+	// Impatient has Open fail with reason.Unresponsive within a second or two when
+	// the peer's process does not answer at all, for callers that can go elsewhere.
+	Impatient bool
 	Timing    *Timing // where to tell how long it took; may be nil
 }
 

@@ -48,6 +48,7 @@ const (
 	BadRequest         Reason = "malformed CONNECT request"
 	AddressMismatch    Reason = "authority is not an address of this workload"
 	Draining           Reason = "draining"
+	Unresponsive       Reason = "the peer's proxy does not answer"
 	Overloaded         Reason = "resource limit reached"
 	Internal           Reason = "internal error"
 )

@@ -5,8 +5,7 @@ import "sync"
 // frameHeaderLen is the length of a frame's header (RFC 9113 §4.1).
 const frameHeaderLen = 9
 
-// A block is a borrowed buffer: bytes from r to w are in it. Blocks that will be
-// sent keep frameHeaderLen bytes free in front of r for the header.
+// A block is a borrowed buffer of a queue: bytes from r to w are in it.
 type block struct {
 	data  []byte
 	r, w  int
@@ -14,8 +13,7 @@ type block struct {
 	next  *block
 }
 
-// blockSizes are the sizes of blocks, smallest first. The largest, header and
-// all, is a whole number of full TLS records.
+// blockSizes are the sizes of blocks, smallest first.
 var blockSizes = [...]int{2 << 10, 16 << 10, 64 << 10, 128 << 10}
 
 const largestClass = len(blockSizes) - 1

@@ -3,7 +3,9 @@ package h2
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -16,7 +18,7 @@ import (
 func (c *conn) reserveSlot(limit int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.away || c.err != nil || c.load() >= min(limit, c.peerStreams) {
+	if c.away || c.err != nil || c.load() >= min(limit, c.peerStreams) || c.suspect() {
 		return false
 	}
 	c.slots++
@@ -40,14 +42,42 @@ func (c *conn) open(ctx context.Context, req hbone.Request) (*stream, *hbone.Res
 	if err != nil {
 		return nil, nil, err
 	}
-	select {
-	case <-s.answer:
-	case <-s.done:
-	case <-ctx.Done():
+	if err := c.awaitAnswer(ctx, s, req.Authority); err != nil {
 		_ = s.Close() // the answer, and bytes behind it, may be here already
-		return nil, nil, giveUp(ctx, req.Authority)
+		return nil, nil, err
 	}
 	return s.outcome(req)
+}
+
+// What has become of a request without an answer: it may be sent elsewhere.
+var (
+	errLost   = errors.New("the connection ended before the answer")
+	errSilent = errors.New("the peer is silent")
+)
+
+// probeAfter is how long an answer may take before the peer is asked whether it
+// is there at all: an application that is slow to accept is no reason to leave.
+const probeAfter = 100 * time.Millisecond
+
+// awaitAnswer waits for the answer, or for the peer to fall silent.
+func (c *conn) awaitAnswer(ctx context.Context, s *stream, subject string) error {
+	ask := time.NewTimer(probeAfter)
+	defer ask.Stop()
+	for {
+		select {
+		case <-s.answer:
+			return nil
+		case <-s.done:
+			return nil
+		case <-ctx.Done():
+			return giveUp(ctx, subject)
+		case <-ask.C:
+			if c.probe() {
+				return reason.New(reason.Unresponsive, "open stream", c.t.RemoteAddr().String(), errSilent)
+			}
+			ask.Reset(suspectAfter / 4)
+		}
+	}
 }
 
 // startStream sends the CONNECT.
@@ -122,6 +152,7 @@ func (c *conn) encode(fields []hpack.HeaderField) bool {
 func (s *stream) outcome(req hbone.Request) (*stream, *hbone.Response, error) {
 	s.c.mu.Lock()
 	answered, resp, err := s.answered, s.resp, s.err
+	lost := s.c.err != nil && s.c.peerSet
 	s.c.mu.Unlock()
 	switch {
 	case answered && resp.Status == 200:
@@ -132,7 +163,11 @@ func (s *stream) outcome(req hbone.Request) (*stream, *hbone.Response, error) {
 	case err == nil:
 		err = errors.New("stream ended without a response")
 	}
-	return nil, nil, s.reasonFor("open stream", err)
+	err = s.reasonFor("open stream", err)
+	if lost {
+		err = fmt.Errorf("%w: %w", errLost, err)
+	}
+	return nil, nil, err
 }
 
 // giveUp is the error of an opener whose context has ended.

@@ -3,6 +3,7 @@ package h2
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,6 +23,7 @@ type Settings struct {
 	MaxHeaderList   int           // largest header section accepted; default 16 KiB (client), 64 KiB (server)
 	PingInterval    time.Duration // between keepalive PINGs; default 10 s, negative for none
 	PingTimeout     time.Duration // for the answer to a PING; default 20 s
+	FreezeTimeout   time.Duration // the same while the peer's kernel still answers: its process stands still; default 2 min
 }
 
 // PoolConfig configures a Pool.
@@ -39,6 +41,12 @@ type PoolConfig struct {
 	Budget         *hbone.Budget // nil: no limit
 	Log            *slog.Logger  // nil: none
 
+	// Recheck, unless nil, is asked whether a connected peer, by its certificates
+	// (leaf first), is still accepted: once when a connection is ready, and again
+	// at each (*Pool).Recheck. Its error ends the connection and its streams.
+	Recheck func(peer []*x509.Certificate) error
+
+	ConnError  func(to hbone.Peer, err error) // a dial or a handshake that failed; may be nil; must not block
 	ConnOpened func(to hbone.Peer)            // may be nil; must not block
 	ConnClosed func(to hbone.Peer, err error) // may be nil; must not block
 }
@@ -50,13 +58,24 @@ type ServerConfig struct {
 	TLS     func(ctx context.Context) (*tls.Config, error)
 	Handler hbone.Handler
 
+	// Gate bounds the handshakes under way; the servers of a node share one. nil: one
+	// of the server's own, with a Gate's defaults.
+	Gate *Gate
+	// MaxConns is how many connections one source address may have; default 1024.
+	MaxConns         int
 	MaxStreams       int           // per connection, advertised; default 200
 	HandshakeTimeout time.Duration // for TLS and the preface; default 10 s
 	Settings         Settings
 	Budget           *hbone.Budget // nil: no limit
 	Log              *slog.Logger  // nil: none
 
+	// Recheck is as PoolConfig's.
+	Recheck func(peer []*x509.Certificate) error
+
 	ConnError func(remote netip.AddrPort, err error) // a handshake that failed; may be nil; must not block
+	// Abused tells that a peer did too much of something and lost its connection or
+	// did not get one. May be nil; must not block.
+	Abused func(remote netip.AddrPort, what Abuse)
 }
 
 // ConnInfo describes one connection of a pool, for people.
@@ -91,6 +110,9 @@ func (s Settings) withDefaults(client bool) Settings {
 	}
 	if s.PingTimeout == 0 {
 		s.PingTimeout = 20 * time.Second
+	}
+	if s.FreezeTimeout == 0 {
+		s.FreezeTimeout = 2 * time.Minute
 	}
 	return s
 }

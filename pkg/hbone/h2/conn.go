@@ -2,6 +2,7 @@ package h2
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -30,9 +32,11 @@ const farewell = 10 * time.Second
 
 // transport is what a conn needs of the TLS connection below it: *tlsconn.Conn.
 type transport interface {
-	Wait() error                     // until ReadBatch has something; holds no buffer
-	ReadBatch(p []byte) (int, error) // what has arrived; waits only when nothing has
-	WriteBuffers(bufs [][]byte) error
+	Wait() error // until Records has something; holds no buffer
+	// Records appends the plaintext of what has arrived, valid until the next call;
+	// it waits only when nothing has.
+	Records(dst [][]byte) ([][]byte, error)
+	WriteRecords(runs [][]byte) error // each laid out as tlsconn says; destroys them
 	CloseWrite() error
 	Close() error
 	LocalAddr() netip.AddrPort
@@ -46,8 +50,10 @@ type conn struct {
 	budget   *hbone.Budget
 	log      *slog.Logger
 	client   bool
-	onClose  func(err error) // called once, when the connection is of no more use
-	idleFor  time.Duration   // client: close after so long without streams; 0 never
+	socket   syscall.RawConn     // below t, to ask the kernel about; nil if unknown
+	onClose  func(err error)     // called once, when the connection is of no more use
+	idleFor  time.Duration       // client: close after so long without streams; 0 never
+	peer     []*x509.Certificate // that the peer presented, leaf first
 
 	closed chan struct{} // closed when the transport is
 	rtt    atomic.Int64  // smoothed round trip, ns; 0 while unknown
@@ -55,23 +61,23 @@ type conn struct {
 	serverSide
 	readState // owned by the reader
 
-	mu      sync.Mutex
-	streams map[uint32]*stream
-	nextID  uint32 // client: of the next stream
-	lastID  uint32 // server: of the newest stream that was taken on
-	seenID  uint32 // server: of the newest stream
-	total   uint64 // streams ever
-	slots   int    // client: room promised to openers that have not opened yet
-	opened  time.Time
-	idle    time.Time  // client: since when without streams
-	err     error      // why the connection is of no more use
-	finish  bool       // end the connection once everything is written
-	ended   bool       // our direction has ended
-	away    bool       // no new streams: GOAWAY was sent or received
-	peerSet bool       // the peer's SETTINGS have arrived
-	window  recvWindow // what the peer may send
-	abuse   int
-	ignored resetRing // streams that we have reset
+	mu       sync.Mutex
+	streams  map[uint32]*stream
+	nextID   uint32 // client: of the next stream
+	lastID   uint32 // server: of the newest stream that was taken on
+	seenID   uint32 // server: of the newest stream
+	total    uint64 // streams ever
+	slots    int    // client: room promised to openers that have not opened yet
+	opened   time.Time
+	idle     time.Time  // client: since when without streams
+	err      error      // why the connection is of no more use
+	finish   bool       // end the connection once everything is written
+	ended    bool       // our direction has ended
+	away     bool       // no new streams: GOAWAY was sent or received
+	peerSet  bool       // the peer's SETTINGS have arrived
+	window   recvWindow // what the peer may send
+	offences allowance  // of what only an attacker piles up: see limits.go
+	ignored  resetRing  // streams that we have reset
 
 	sendState
 	pingState
@@ -83,12 +89,14 @@ type readState struct {
 	frames *http2.Framer // parses everything but DATA
 	frame  bytes.Reader  // what frames reads
 	heard  atomic.Int64  // when something last arrived, UnixNano
+	meters               // of what is cheap to send
+	bufs   [][]byte      // what has arrived
+	late   arrival       // DATA of bufs that has not been delivered yet
 }
 
 // sendState is guarded by conn.mu.
 type sendState struct {
 	ctl         []byte    // control frames to be written
-	spare       []byte    // the other control buffer
 	ready       ring      // streams with a block to write
 	writing     bool      // somebody is in writeBatch
 	sendWin     int64     // the peer's connection window
@@ -235,9 +243,9 @@ func (c *conn) goAwayNow(code http2.ErrCode, why string) {
 func (c *conn) discard() {
 	stop := time.AfterFunc(linger, c.cut)
 	defer stop.Stop()
-	var sink [512]byte
 	for {
-		if _, err := c.t.ReadBatch(sink[:]); err != nil {
+		var err error
+		if c.bufs, err = c.t.Records(c.bufs[:0]); err != nil {
 			return
 		}
 	}
@@ -304,18 +312,6 @@ func (c *conn) remove(s *stream) {
 			c.kick()
 		}
 	}
-}
-
-// abused counts one event of a kind that is harmless now and then. Streams that
-// are served take the count down again, and so does time: see keepalive.
-func (c *conn) abused(weight int) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.abuse += weight
-	if c.abuse > maxAbuse {
-		return connErrorf(http2.ErrCodeEnhanceYourCalm, "too many resets or empty frames")
-	}
-	return nil
 }
 
 // resetRing remembers the streams that were refused or reset here most recently,

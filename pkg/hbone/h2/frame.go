@@ -23,7 +23,6 @@ const (
 	maxContinuations = 16        // CONTINUATION frames in one header section
 	maxSettings      = 4 << 10   // bytes of one SETTINGS frame
 	maxGoAway        = 16 << 10  // bytes of one GOAWAY frame
-	maxAbuse         = 500       // events that only an attacker piles up: see conn.abused
 )
 
 // frameHeader is the header of a frame as it was read.
@@ -115,8 +114,9 @@ func headerSize(f hpack.HeaderField) int { return len(f.Name) + len(f.Value) + 3
 
 // connError ends a connection with GOAWAY.
 type connError struct {
-	code http2.ErrCode
-	why  string
+	code  http2.ErrCode
+	why   string
+	abuse Abuse // of which there was too much; "" for an ordinary error
 }
 
 func (e *connError) Error() string { return fmt.Sprintf("%v: %s", e.code, e.why) }
@@ -131,7 +131,7 @@ type streamError struct {
 func (e *streamError) Error() string { return fmt.Sprintf("stream %d: %v: %s", e.id, e.code, e.why) }
 
 func connErrorf(code http2.ErrCode, format string, args ...any) error {
-	return &connError{code, fmt.Sprintf(format, args...)}
+	return &connError{code: code, why: fmt.Sprintf(format, args...)}
 }
 
 func streamErrorf(id uint32, code http2.ErrCode, format string, args ...any) error {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
+	"github.com/culvert-mesh/culvert/pkg/tlsconn"
 )
 
 // plain is a transport without TLS, over any connection.
@@ -35,18 +36,30 @@ func (p *plain) Wait() error {
 	return err
 }
 
-func (p *plain) ReadBatch(b []byte) (int, error) {
+func (p *plain) Records(dst [][]byte) ([][]byte, error) {
 	if err := p.Wait(); err != nil {
-		return 0, err
+		return dst, err
 	}
-	n := copy(b, p.ahead)
-	p.ahead = p.ahead[n:]
-	return n, nil
+	dst = append(dst, p.ahead)
+	p.ahead = nil
+	return dst, nil
 }
 
-func (p *plain) WriteBuffers(bufs [][]byte) error {
-	_, err := p.Conn.Write(bytes.Join(bufs, nil))
+func (p *plain) WriteRecords(runs [][]byte) error {
+	_, err := p.Conn.Write(plaintext(runs))
 	return err
+}
+
+// plaintext returns what runs of records carry.
+func plaintext(runs [][]byte) (p []byte) {
+	for _, run := range runs {
+		for len(run) > 0 {
+			n := min(len(run), tlsconn.FullRecord)
+			p = append(p, plainOf(run[:n])...)
+			run = run[n:]
+		}
+	}
+	return p
 }
 
 func (p *plain) CloseWrite() error {

@@ -30,19 +30,18 @@ func (s *script) Wait() error {
 	return nil
 }
 
-func (s *script) ReadBatch(p []byte) (int, error) {
+func (s *script) Records(dst [][]byte) ([][]byte, error) {
 	if len(s.in) == 0 {
-		return 0, io.EOF
+		return dst, io.EOF
 	}
-	n := copy(p, s.in[:min(s.piece, len(s.in))])
+	n := min(s.piece, len(s.in))
+	dst = append(dst, s.in[:n])
 	s.in = s.in[n:]
-	return n, nil
+	return dst, nil
 }
 
-func (s *script) WriteBuffers(bufs [][]byte) error {
-	for _, b := range bufs {
-		s.out.Write(b)
-	}
+func (s *script) WriteRecords(runs [][]byte) error {
+	s.out.Write(plaintext(runs))
 	return nil
 }
 

@@ -160,7 +160,7 @@ func (r *responder) Accept(resp hbone.Response) (hbone.Stream, error) {
 		return nil, err
 	}
 	s.cancel = nil // from here on the stream itself tells how it ends
-	c.abuse = max(0, c.abuse-1)
+	c.offences.give(1)
 	c.encode(fields)
 	c.ctl = appendHeaders(c.ctl, s.id, c.encBuf.Bytes(), false, c.peerFrame)
 	c.flush(c.controls)

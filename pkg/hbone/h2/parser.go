@@ -84,6 +84,9 @@ func (c *conn) beginFrame() error {
 		}
 	} else if ps.cur.kind > http2.FrameContinuation {
 		ps.skip = true
+		if err := c.meterControl(1 + float64(ps.left)/skippedPart); err != nil {
+			return err
+		}
 	} else {
 		ps.held = append(ps.held, ps.head[:]...)
 	}
@@ -125,7 +128,7 @@ func (c *conn) checkHeader(h frameHeader) error {
 		return c.checkSection(h)
 	}
 	if h.length > limit {
-		return connErrorf(http2.ErrCodeEnhanceYourCalm, "%v of %d bytes", h.kind, h.length)
+		return calmErrorf(AbuseControl, "%v of %d bytes", h.kind, h.length)
 	}
 	return nil
 }
@@ -138,11 +141,11 @@ func (c *conn) checkSection(h frameHeader) error {
 			return connErrorf(http2.ErrCodeProtocol, "CONTINUATION without HEADERS")
 		}
 		if ps.continuations++; ps.continuations > maxContinuations {
-			return connErrorf(http2.ErrCodeEnhanceYourCalm, "header section in more than %d frames", maxContinuations)
+			return calmErrorf(AbuseHeaders, "header section in more than %d frames", maxContinuations)
 		}
 	}
 	if len(ps.held)+h.length > 2*c.settings.MaxHeaderList {
-		return connErrorf(http2.ErrCodeEnhanceYourCalm, "header section of more than %d bytes", len(ps.held)+h.length)
+		return calmErrorf(AbuseHeaders, "header section of more than %d bytes", len(ps.held)+h.length)
 	}
 	return nil
 }
@@ -186,6 +189,7 @@ func (c *conn) endFrame() error {
 		}
 		ps.section, ps.continuations = 0, 0
 	}
+	c.deliverLate()
 	c.frame.Reset(ps.held)
 	f, err := c.frames.ReadFrame()
 	if cap(ps.held) > 4<<10 {

@@ -14,6 +14,7 @@ type pingState struct {
 	awaiting bool   // it has not been answered
 	pinged   time.Time
 	timer    *time.Timer
+	due      time.Time // when timer fires
 	draining bool
 	lastCall uint64 // the PING whose answer ends the last call of a drain; 0 none
 }
@@ -62,7 +63,9 @@ func (c *conn) startPings() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.settings.PingInterval > 0 && c.err == nil {
-		c.timer = time.AfterFunc(c.settings.PingInterval, c.keepalive)
+		next := c.nextLook()
+		c.due = time.Now().Add(next)
+		c.timer = time.AfterFunc(next, c.keepalive)
 	}
 }
 
@@ -74,25 +77,40 @@ func (c *conn) stopPings() {
 	}
 }
 
-// keepalive runs every PingInterval: it probes the peer, gives up a peer that
-// does not answer, and closes a connection that has been idle for long.
+// lookEvery is how often a connection looks whether an answer is overdue.
+const lookEvery = 2 * time.Second
+
+// overslept is how late a timer is when this process, or the machine, has stood
+// still: the peer is not to blame for that time.
+const overslept = time.Second
+
+// nextLook returns how long keepalive sleeps: until the next PING is due, or
+// shorter while one is under way. c.mu is held.
+func (c *conn) nextLook() time.Duration {
+	if c.awaiting {
+		return min(c.settings.PingInterval, lookEvery)
+	}
+	return c.settings.PingInterval
+}
+
+// keepalive probes the peer every PingInterval, gives up a peer that is gone, and
+// closes a connection that has been idle for long.
 func (c *conn) keepalive() {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
 		return
 	}
-	c.abuse = 0
 	now := time.Now()
-	next := c.settings.PingInterval
+	if now.Sub(c.due) > overslept {
+		c.pinged = now
+	}
 	if c.awaiting {
-		left := c.settings.PingTimeout - now.Sub(c.lastSign())
-		if left <= 0 {
+		if why := c.settings.verdict(now.Sub(c.lastSign()), now.Sub(c.pinged), c.kernel()); why != "" {
 			c.mu.Unlock()
-			c.unanswered()
+			c.unanswered(why)
 			return
 		}
-		next = min(next, left)
 	} else {
 		c.sendPing()
 	}
@@ -100,6 +118,8 @@ func (c *conn) keepalive() {
 		c.away, c.finish = true, true
 		c.ctl = appendGoAway(c.ctl, 0, 0, "")
 	}
+	next := c.nextLook()
+	c.due = now.Add(next)
 	c.timer.Reset(next)
 	c.kick()
 	c.mu.Unlock()
@@ -114,11 +134,11 @@ func (c *conn) lastSign() time.Time {
 }
 
 // unanswered ends a connection whose peer is gone.
-func (c *conn) unanswered() {
+func (c *conn) unanswered(why string) {
 	if !c.client {
 		c.goAwayNow(0, "keepalive timed out")
 	}
-	c.fail(reason.Newf(reason.TunnelClosed, "keepalive", c.t.RemoteAddr().String(), "no answer in %v", c.settings.PingTimeout))
+	c.fail(reason.Newf(reason.TunnelClosed, "keepalive", c.t.RemoteAddr().String(), "%s", why))
 	time.AfterFunc(linger, c.cut)
 }
 

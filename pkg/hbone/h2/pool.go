@@ -59,15 +59,19 @@ func keyOf(p hbone.Peer) key {
 // entry holds the connections of one key.
 type entry struct {
 	peer  hbone.Peer
+	share *hbone.Budget // of the peer
 	conns []*conn
 	dial  *dial // under way; nil if none
 }
 
 // dial is an attempt to connect that any number of openers wait for.
 type dial struct {
-	done chan struct{}
-	c    *conn // valid once done is closed
-	err  error // valid once done is closed
+	done  chan struct{}
+	began time.Time
+	c     *conn         // valid once done is closed
+	err   error         // valid once done is closed
+	tcp   time.Duration // the same: of the TCP connect
+	tls   time.Duration // and of the rest
 }
 
 // failure returns why the dial, or the connection that it made, has failed.
@@ -114,17 +118,24 @@ func (p *Pool) Run(ctx context.Context) error {
 	return p.Close()
 }
 
-// Open implements hbone.Opener. A request that the peer certainly has not
-// processed is sent again, a few times at most.
+// Open implements hbone.Opener. A request that was not answered, because the peer
+// did not process it, or its connection broke or stands still, is sent again on
+// another connection, a few times at most: none of the caller's bytes have been
+// sent before the answer.
 func (p *Pool) Open(ctx context.Context, to hbone.Peer, req hbone.Request) (hbone.Stream, *hbone.Response, error) {
 	s, resp, err := p.openOnce(ctx, to, req)
-	for again := 1; again < maxTries && refused(err) && ctx.Err() == nil; again++ {
+	for again := 1; again < maxTries && elsewhere(err, req) && ctx.Err() == nil; again++ {
 		s, resp, err = p.openOnce(ctx, to, req)
 	}
 	if err != nil {
 		return nil, resp, err
 	}
 	return s, resp, nil
+}
+
+// elsewhere reports whether another connection may do what one did not.
+func elsewhere(err error, req hbone.Request) bool {
+	return refused(err) || errors.Is(err, errLost) || errors.Is(err, errSilent) && !req.Impatient
 }
 
 // refused reports whether the peer has said that it did not process a request: by
@@ -135,23 +146,37 @@ func refused(err error) bool {
 }
 
 func (p *Pool) openOnce(ctx context.Context, to hbone.Peer, req hbone.Request) (*stream, *hbone.Response, error) {
-	c, err := p.conn(ctx, to)
+	c, err := p.conn(ctx, to, req)
 	if err != nil {
 		return nil, nil, err
+	}
+	if t := req.Timing; t != nil {
+		defer func(sent time.Time) { t.Connect = time.Since(sent) }(time.Now())
 	}
 	return c.open(ctx, req)
 }
 
 // conn returns a connection on which a slot is reserved for the caller.
-func (p *Pool) conn(ctx context.Context, to hbone.Peer) (*conn, error) {
+func (p *Pool) conn(ctx context.Context, to hbone.Peer, req hbone.Request) (*conn, error) {
 	k := keyOf(to)
+	var told hbone.Timing
+	defer func() {
+		if t := req.Timing; t != nil {
+			t.Dial, t.TLS, t.Reused = told.Dial, told.TLS, told.Dial == 0
+		}
+	}()
 	for away := 0; ; {
 		c, d, err := p.pick(k, to)
 		if c != nil || err != nil {
 			return c, err
 		}
+		late, stop := d.lateFor(req)
 		select {
+		case <-late:
+			return nil, reason.Newf(reason.Unresponsive, "open tunnel", to.Addr.String(), "no connection in %v", suspectAfter)
 		case <-d.done:
+			stop()
+			told = hbone.Timing{Dial: d.tcp, TLS: d.tls}
 			if err := d.failure(); err != nil {
 				return nil, err
 			}
@@ -162,9 +187,20 @@ func (p *Pool) conn(ctx context.Context, to hbone.Peer) (*conn, error) {
 				return nil, reason.Newf(reason.Draining, "open tunnel", to.Addr.String(), "the peer sent %d connections in a row away", away)
 			}
 		case <-ctx.Done():
+			stop()
 			return nil, giveUp(ctx, to.Addr.String())
 		}
 	}
+}
+
+// lateFor returns a channel that tells an impatient opener when the dial has taken
+// too long, and what ends it.
+func (d *dial) lateFor(req hbone.Request) (<-chan time.Time, func()) {
+	if !req.Impatient {
+		return nil, func() {}
+	}
+	t := time.NewTimer(time.Until(d.began.Add(suspectAfter)))
+	return t.C, func() { t.Stop() }
 }
 
 // pick reserves a slot on a connection, or returns the dial to wait for. It
@@ -178,12 +214,12 @@ func (p *Pool) pick(k key, to hbone.Peer) (*conn, *dial, error) {
 	e := p.entries[k]
 	if e == nil {
 		to.Expect = slices.Clone(to.Expect)
-		e = &entry{peer: to}
+		e = &entry{peer: to, share: p.cfg.Budget.Share()}
 		p.entries[k] = e
 	}
 	c, more := e.choose(p.cfg.MaxStreams)
 	if (c == nil || more) && e.dial == nil {
-		e.dial = &dial{done: make(chan struct{})}
+		e.dial = &dial{done: make(chan struct{}), began: time.Now()}
 		p.live++
 		go p.connect(k, e, e.dial)
 	}
@@ -227,7 +263,10 @@ func (e *entry) allCrowded(limit int) bool {
 
 // connect makes one connection and serves it to its end.
 func (p *Pool) connect(k key, e *entry, d *dial) {
-	c, err := p.handshake(e.peer)
+	c, err := p.handshake(e, d)
+	if err != nil && p.cfg.ConnError != nil {
+		p.cfg.ConnError(e.peer, err)
+	}
 	p.mu.Lock()
 	e.dial = nil
 	if err == nil && p.ctx.Err() != nil {
@@ -249,6 +288,7 @@ func (p *Pool) connect(k key, e *entry, d *dial) {
 		c.drain()
 	}
 	p.mu.Unlock()
+	c.recheck(p.cfg.Recheck)
 	c.startPings()
 	if p.cfg.ConnOpened != nil {
 		p.cfg.ConnOpened(e.peer)
@@ -292,11 +332,14 @@ func (p *Pool) remove(k key, e *entry, c *conn) {
 }
 
 // handshake dials a peer and does the TLS handshake.
-func (p *Pool) handshake(to hbone.Peer) (*conn, error) {
+func (p *Pool) handshake(e *entry, d *dial) (*conn, error) {
+	to := e.peer
 	raw, err := p.dialTCP(to)
+	d.tcp = max(time.Since(d.began), 1)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { d.tls = time.Since(d.began) - d.tcp }()
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
 	defer cancel()
 	cfg, err := p.cfg.TLS(ctx, to)
@@ -308,8 +351,10 @@ func (p *Pool) handshake(to hbone.Peer) (*conn, error) {
 	if err != nil {
 		return nil, tlsError("open tunnel", to.Addr.String(), err)
 	}
-	c := newConn(tc, true, p.cfg.Settings, p.cfg.Budget, p.cfg.Log)
+	c := newConn(tc, true, p.cfg.Settings, e.share, p.cfg.Log)
+	c.socket = socket(raw)
 	c.idleFor = p.cfg.IdleTimeout
+	c.peer = tc.ConnectionState().PeerCertificates
 	return c, nil
 }
 
@@ -360,7 +405,7 @@ func (p *Pool) Close() error {
 	}
 	p.mu.Unlock()
 	for _, c := range conns {
-		c.hangUp()
+		c.hangUp(reason.New(reason.TunnelClosed, "close tunnel", c.t.RemoteAddr().String(), nil))
 	}
 	return nil
 }

@@ -26,7 +26,8 @@ type pump struct {
 	class int // of the next block: follows what the socket has
 
 	// Results of one read.
-	b        *block
+	b        *outBlock
+	vec      [8][]byte
 	unused   int // window reserved and not needed
 	eof      bool
 	rerr     error
@@ -136,7 +137,7 @@ func (p *pump) run() error {
 	for {
 		err := p.read()
 		if p.b != nil {
-			n := p.b.w - p.b.r
+			n := p.b.n
 			if err := p.s.submit(p.b, p.eof, p.unused); err != nil {
 				return err
 			}
@@ -177,16 +178,14 @@ func (p *pump) read() error {
 // if there are bytes to put into them.
 func (p *pump) readFD(fd uintptr) bool {
 	c := p.s.c
-	want := blockSizes[p.class] - frameHeaderLen
-	got := c.tryReserve(p.s, want)
+	b, got := c.reserveBlock(p.s, p.class)
 	if got == 0 {
 		return true
 	}
-	b := newBlock(p.class)
-	b.r = frameHeaderLen
-	n, err := readRetry(int(fd), b.data[b.r:b.r+got])
+	want := b.capacity()
+	n, err := readRetry(int(fd), b.space(p.vec[:0], got))
 	if n > 0 {
-		b.w = b.r + n
+		b.n = n
 		p.b, p.unused = b, got-n
 		p.adapt(n, want)
 		return true
@@ -210,16 +209,20 @@ func (p *pump) readFD(fd uintptr) bool {
 // that was mostly empty.
 func (p *pump) adapt(n, want int) {
 	switch {
-	case n == want && p.class < largestClass:
+	case n == want && p.class < largestOut:
 		p.class++
-	case p.class > 0 && n < blockSizes[p.class-1]/2:
+	case p.class > 0 && n < outSizes[p.class-1]/2:
 		p.class--
 	}
 }
 
-func readRetry(fd int, b []byte) (int, error) {
+func readRetry(fd int, vec [][]byte) (n int, err error) {
 	for {
-		n, err := unix.Read(fd, b)
+		if len(vec) == 1 {
+			n, err = unix.Read(fd, vec[0])
+		} else {
+			n, err = unix.Readv(fd, vec)
+		}
 		if err != unix.EINTR {
 			return n, err
 		}

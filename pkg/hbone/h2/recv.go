@@ -3,7 +3,6 @@ package h2
 import (
 	"errors"
 	"io"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -11,11 +10,6 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
-
-// plainBuf is what the reader decrypts into: as much as one gulp of ciphertext holds.
-type plainBuf [144 << 10]byte
-
-var plainBufs = sync.Pool{New: func() any { return new(plainBuf) }}
 
 // readLoop reads until the connection ends.
 func (c *conn) readLoop() error {
@@ -31,15 +25,60 @@ func (c *conn) readLoop() error {
 
 // readBatch handles what has arrived, and then sends what that gave rise to.
 func (c *conn) readBatch() error {
-	buf := plainBufs.Get().(*plainBuf)
-	defer plainBufs.Put(buf)
-	n, err := c.t.ReadBatch(buf[:])
-	if n > 0 {
+	var err error
+	c.bufs, err = c.t.Records(c.bufs[:0])
+	if len(c.bufs) > 0 {
 		c.heard.Store(time.Now().UnixNano())
-		err = errors.Join(c.consume(buf[:n]), err)
+		err = errors.Join(c.consumeAll(c.bufs), err)
+	}
+	clear(c.bufs)
+	if cap(c.bufs) > 64 {
+		c.bufs = nil
 	}
 	c.wake()
 	return err
+}
+
+// consumeAll parses what has arrived and delivers it.
+func (c *conn) consumeAll(bufs [][]byte) error {
+	defer c.deliverLate()
+	for _, p := range bufs {
+		if err := c.consume(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrival is DATA of one stream that has arrived and is delivered together, with
+// one write to its socket.
+type arrival struct {
+	s   *stream
+	vec [][]byte
+}
+
+// maxPieces is how many pieces one write to a socket takes.
+const maxPieces = 64
+
+// arrive takes a part of a DATA frame.
+func (c *conn) arrive(s *stream, p []byte) {
+	if c.late.s != s || len(c.late.vec) == maxPieces {
+		c.deliverLate()
+	}
+	c.late.s = s
+	c.late.vec = append(c.late.vec, p)
+}
+
+// deliverLate delivers what has arrived. It comes before anything that ends a
+// stream, and before the buffers are read into again.
+func (c *conn) deliverLate() {
+	if c.late.s == nil {
+		return
+	}
+	c.late.s.deliver(c.late.vec)
+	c.late.s = nil
+	clear(c.late.vec)
+	c.late.vec = c.late.vec[:0]
 }
 
 // wake sends what is queued, in another goroutine.
@@ -53,7 +92,7 @@ func (c *conn) wake() {
 func (c *conn) reset(err error) error {
 	if err == nil {
 		if c.controlFlood() {
-			return connErrorf(http2.ErrCodeEnhanceYourCalm, "too many control frames to answer")
+			return calmErrorf(AbuseUnread, "too many control frames to answer")
 		}
 		return nil
 	}
@@ -61,6 +100,7 @@ func (c *conn) reset(err error) error {
 	if !ok {
 		return err
 	}
+	c.deliverLate()
 	if s := c.stream(se.id); s != nil {
 		s.Reset(hbone.Code(se.code))
 	} else {
@@ -69,7 +109,7 @@ func (c *conn) reset(err error) error {
 		c.ignored.add(se.id)
 		c.mu.Unlock()
 	}
-	return c.abused(1)
+	return c.abused(AbuseErrors, 1)
 }
 
 // controlFlood reports whether the peer makes us answer faster than it reads.
@@ -180,7 +220,7 @@ func (c *conn) admit(s *stream, h frameHeader) error {
 		return streamErrorf(h.id, http2.ErrCodeFlowControl, "stream window exceeded")
 	}
 	if h.length == 0 && !h.flags.Has(http2.FlagDataEndStream) {
-		return c.abused(1)
+		return c.abused(AbuseEmpty, 1)
 	}
 	c.parser.data = s
 	return nil
@@ -204,7 +244,7 @@ func (c *conn) dataPart(p []byte) error {
 	if ps.data == nil {
 		body = 0
 	} else if body > 0 {
-		ps.data.deliver(p[:body])
+		c.arrive(ps.data, p[:body])
 	}
 	if body < len(p) {
 		c.discardData(len(p) - body)
@@ -227,6 +267,7 @@ func (c *conn) endData(h frameHeader) error {
 	s := c.parser.data
 	c.parser.data = nil
 	if s != nil && h.flags.Has(http2.FlagDataEndStream) {
+		c.deliverLate()
 		s.peerEnded()
 	}
 	return nil
@@ -243,6 +284,9 @@ func (s *stream) peerEnded() {
 
 // handle acts on every frame but DATA.
 func (c *conn) handle(f http2.Frame) error {
+	if err := c.meter(f); err != nil {
+		return err
+	}
 	switch f := f.(type) {
 	case *http2.MetaHeadersFrame:
 		if c.client {
@@ -376,7 +420,7 @@ func (c *conn) peerReset(f *http2.RSTStreamFrame) error {
 	early := !c.client && !s.hasAnswer()
 	s.abort(&hbone.ResetError{Code: hbone.Code(f.ErrCode), Remote: true})
 	if early {
-		return c.abused(2) // a request that costs the client nothing (CVE-2023-44487)
+		return c.abused(AbuseResets, 2) // a request that costs the client nothing (CVE-2023-44487)
 	}
 	return nil
 }

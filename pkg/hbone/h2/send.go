@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/culvert-mesh/culvert/pkg/tlsconn"
 )
 
 // The way out. A stream first reserves window, then fills a block, then submits
@@ -17,9 +19,6 @@ import (
 
 // batchBytes is about how much one call of the transport carries.
 const batchBytes = 128 << 10
-
-// minQuantum is the least that a stream may send in its turn.
-const minQuantum = 16 << 10
 
 // smallPiece is the size below which pieces are copied together into one TLS
 // record rather than each sent as its own.
@@ -60,69 +59,72 @@ func (r *ring) pop() *stream {
 	return s
 }
 
-// batch is what one call of the transport carries.
+// batch is what one call of the transport carries: first a record of small
+// pieces, copied together, then the blocks that are large enough for records of
+// their own.
 type batch struct {
-	bufs   [][]byte
-	joined *block    // small pieces, copied together
-	tail   bool      // the last of bufs is the end of joined
-	bytes  int       // in bufs
-	users  []*stream // whose blocks are in bufs
+	joined *outBlock // its n counts plaintext; nil while there is none
+	runs   [][]byte
+	bytes  int       // in both
+	users  []*stream // whose blocks are in it
 }
 
-// add appends a piece that stays valid until the batch is written.
-func (b *batch) add(p []byte) {
-	b.bytes += len(p)
-	if len(p) > smallPiece {
-		b.bufs = append(b.bufs, p)
-		b.tail = false
-		return
-	}
-	b.join(p)
-}
-
-// join copies a piece into the joined block, and on into a new one when full.
-func (b *batch) join(p []byte) {
+// join copies as much of a piece into the joined record as there is room for.
+func (b *batch) join(p []byte) int {
 	if b.joined == nil {
-		b.joined = newBlock(largestClass)
+		b.joined = newOut(1, 0)
 	}
-	j := b.joined
-	if len(p) > len(j.data)-j.w {
-		b.bufs = append(b.bufs, append([]byte(nil), p...))
-		b.tail = false
-		return
-	}
-	start := j.w
-	j.w += copy(j.data[j.w:], p)
-	if b.tail {
-		last := &b.bufs[len(b.bufs)-1]
-		*last = j.data[start-len(*last) : j.w]
-		return
-	}
-	b.bufs = append(b.bufs, j.data[start:j.w])
-	b.tail = true
+	n := tlsconn.Append(b.joined.data, b.joined.n, p)
+	b.joined.n += n
+	b.bytes += n
+	return n
 }
 
-// room is how much may still be joined without an allocation.
+// room is how much may still be joined.
 func (b *batch) room() int {
 	if b.joined == nil {
-		return blockSizes[largestClass]
+		return tlsconn.MaxPlain
 	}
-	return len(b.joined.data) - b.joined.w
+	return tlsconn.MaxPlain - b.joined.n
+}
+
+// add appends a run that stays valid until the batch is written.
+func (b *batch) add(run []byte) {
+	if b.runs == nil {
+		b.runs = make([][]byte, 1, 8)
+	}
+	b.runs = append(b.runs, run)
+	b.bytes += len(run)
+}
+
+// all returns the runs to write.
+func (b *batch) all() [][]byte {
+	if b.runs == nil {
+		b.runs = make([][]byte, 1, 8)
+	}
+	if b.joined == nil {
+		return b.runs[1:]
+	}
+	b.runs[0] = b.joined.data[:tlsconn.RunLength(b.joined.n)]
+	return b.runs
 }
 
 // reset empties b for the next batch.
 func (b *batch) reset() {
-	clear(b.bufs)
-	clear(b.users)
-	b.bufs, b.users = b.bufs[:0], b.users[:0]
-	if cap(b.bufs) > 64 {
-		b.bufs, b.users = nil, nil
-	}
 	if b.joined != nil {
 		b.joined.free()
 		b.joined = nil
 	}
-	b.tail, b.bytes = false, 0
+	clear(b.runs)
+	clear(b.users)
+	b.users = b.users[:0]
+	if b.runs != nil {
+		b.runs = b.runs[:1]
+	}
+	if cap(b.runs) > 64 || cap(b.users) > 64 {
+		b.runs, b.users = nil, nil
+	}
+	b.bytes = 0
 }
 
 // work reports whether there is anything to write. c.mu is held.
@@ -175,23 +177,17 @@ func (c *conn) yield() {
 	c.mu.Lock()
 }
 
-// writeBatch writes all control frames and a quantum of each stream. c.mu is
+// writeBatch writes control frames, and then a block of each stream. c.mu is
 // held, and released while writing.
 func (c *conn) writeBatch() {
 	b := &c.batch
-	ctl := c.ctl
-	c.ctl, c.spare = c.spare[:0], nil
-	if len(ctl) > 0 {
-		b.add(ctl)
-	}
-	quantum := max(minQuantum, batchBytes/max(c.ready.n, 1))
-	for c.ready.n > 0 && b.bytes < batchBytes {
-		s := c.ready.pop()
-		if s.err == nil {
-			c.take(b, s, quantum)
+	rest := c.takeControls(b)
+	for rest == 0 && c.ready.n > 0 && b.bytes < batchBytes && b.room() >= smallPiece+frameHeaderLen {
+		if s := c.ready.pop(); s.err == nil {
+			c.take(b, s)
 		}
 	}
-	over := c.finish && c.ready.n == 0
+	over := c.finish && c.ready.n == 0 && rest == 0
 	wait := linger
 	if c.err == nil {
 		wait = farewell
@@ -199,8 +195,8 @@ func (c *conn) writeBatch() {
 	c.mu.Unlock()
 
 	var err error
-	if len(b.bufs) > 0 {
-		err = c.t.WriteBuffers(b.bufs)
+	if runs := b.all(); len(runs) > 0 {
+		err = c.t.WriteRecords(runs)
 	}
 	if over && err == nil {
 		err = c.t.CloseWrite()
@@ -216,9 +212,6 @@ func (c *conn) writeBatch() {
 		s.written(over || err != nil)
 	}
 	b.reset()
-	if cap(ctl) <= 4<<10 {
-		c.spare = ctl
-	}
 	c.ended = c.ended || over || err != nil
 }
 
@@ -235,59 +228,44 @@ func (c *conn) writeFailed(err error) {
 	c.kill(c.lost(err))
 }
 
-// take moves up to a quantum of s's block into the batch. c.mu is held.
-func (c *conn) take(b *batch, s *stream, quantum int) {
+// takeControls moves the control frames into the batch and returns how many
+// bytes had no room: nothing may come between them. c.mu is held.
+func (c *conn) takeControls(b *batch) (rest int) {
+	if len(c.ctl) == 0 {
+		return 0
+	}
+	rest = len(c.ctl) - b.join(c.ctl)
+	copy(c.ctl, c.ctl[len(c.ctl)-rest:])
+	c.ctl = c.ctl[:rest]
+	if cap(c.ctl) > 4<<10 && rest == 0 {
+		c.ctl = nil
+	}
+	return rest
+}
+
+// take moves s's block into the batch. c.mu is held.
+func (c *conn) take(b *batch, s *stream) {
 	c.noteDelay(s)
 	b.users = append(b.users, s)
 	s.inBatch = true
 	if s.out == nil {
-		putFrameHeader(s.header[:], 0, http2.FrameData, http2.FlagDataEndStream, s.id)
-		b.add(s.header[:])
+		var header [frameHeaderLen]byte
+		putFrameHeader(header[:], 0, http2.FrameData, http2.FlagDataEndStream, s.id)
+		b.join(header[:])
 		return
 	}
-	n := min(quantum, s.out.w-s.out.r)
-	if n > c.peerFrame {
-		c.takeFrames(b, s, n)
+	s.out.taken = true
+	run := s.out.frames(s.id, s.outEnd)
+	if s.out.n <= smallPiece {
+		b.join(plainOf(run))
 		return
 	}
-	b.add(s.frame(n))
-}
-
-// takeFrames is take for a peer whose frames are smaller than the quantum:
-// headers and parts of the block are copied together, since a header of its own
-// would cost a TLS record.
-func (c *conn) takeFrames(b *batch, s *stream, n int) {
-	for n > 0 && b.room() >= c.peerFrame+frameHeaderLen {
-		m := min(n, c.peerFrame)
-		f := s.frame(m)
-		b.bytes += len(f)
-		b.join(f)
-		n -= m
-	}
-}
-
-// frame returns the next n bytes of s's block as a DATA frame, whose header
-// overwrites what precedes them: free room, or bytes that are in the batch
-// already (copied) or have been written.
-func (s *stream) frame(n int) []byte {
-	o := s.out
-	var flags http2.Flags
-	if s.outEnd && o.r+n == o.w {
-		flags = http2.FlagDataEndStream
-	}
-	f := o.data[o.r-frameHeaderLen : o.r+n]
-	putFrameHeader(f, n, http2.FrameData, flags, s.id)
-	o.r += n
-	return f
+	b.add(run)
 }
 
 // written settles a stream's part in a batch. c.mu is held.
 func (s *stream) written(failed bool) {
 	s.inBatch = false
-	if s.err == nil && !failed && s.out != nil && s.out.r < s.out.w {
-		s.c.ready.push(s)
-		return
-	}
 	s.dropOut()
 	if s.outEnd && s.err == nil {
 		s.sendDone = true
@@ -308,13 +286,19 @@ func (c *conn) noteDelay(s *stream) {
 	s.submitted = time.Time{}
 }
 
-// tryReserve takes up to n bytes off the windows without waiting.
-func (c *conn) tryReserve(s *stream, n int) int {
+// reserveBlock borrows a block and takes as much as it holds off the windows,
+// without waiting. There is no block where there is no window.
+func (c *conn) reserveBlock(s *stream, class int) (*outBlock, int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.reserveLocked(s, n)
+	if min(s.sendWin, c.sendWin) <= 0 || s.err != nil {
+		return nil, 0
+	}
+	b := newOut(class, c.peerFrame)
+	return b, c.reserveLocked(s, b.capacity())
 }
 
+// reserveLocked takes up to n bytes off the windows. c.mu is held.
 func (c *conn) reserveLocked(s *stream, n int) int {
 	got := int(min(int64(n), s.sendWin, c.sendWin))
 	if got <= 0 || s.err != nil {
@@ -369,7 +353,7 @@ func (s *stream) awaitWindow() error {
 // submit sends b, whose window is reserved, and waits until it is out; refund is
 // reserved window that b did not need. With end our direction ends behind it;
 // b may then be nil. b is given back.
-func (s *stream) submit(b *block, end bool, refund int) error {
+func (s *stream) submit(b *outBlock, end bool, refund int) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -404,9 +388,11 @@ func (s *stream) dropOut() {
 // unsent gives b back, and to the connection's window what was reserved for bytes
 // that will not be sent: the peer credits only what it gets. b may be nil. c.mu is
 // held.
-func (s *stream) unsent(b *block) {
+func (s *stream) unsent(b *outBlock) {
 	if b != nil {
-		s.c.refund(s, b.w-b.r)
+		if !b.taken {
+			s.c.refund(s, b.n)
+		}
 		b.free()
 	}
 }

@@ -14,13 +14,13 @@ import (
 // held is a transport whose writes wait.
 type held struct{ release chan struct{} }
 
-func (h held) WriteBuffers([][]byte) error   { <-h.release; return nil }
-func (h held) Wait() error                   { <-h.release; return nil }
-func (h held) ReadBatch([]byte) (int, error) { return 0, nil }
-func (h held) CloseWrite() error             { return nil }
-func (h held) Close() error                  { return nil }
-func (h held) LocalAddr() netip.AddrPort     { return netip.AddrPort{} }
-func (h held) RemoteAddr() netip.AddrPort    { return netip.AddrPort{} }
+func (h held) WriteRecords([][]byte) error            { <-h.release; return nil }
+func (h held) Wait() error                            { <-h.release; return nil }
+func (h held) Records(dst [][]byte) ([][]byte, error) { return dst, nil }
+func (h held) CloseWrite() error                      { return nil }
+func (h held) Close() error                           { return nil }
+func (h held) LocalAddr() netip.AddrPort              { return netip.AddrPort{} }
+func (h held) RemoteAddr() netip.AddrPort             { return netip.AddrPort{} }
 
 // heldConn is a client's connection whose writes wait, with open streams.
 func heldConn(streams int) (*conn, []*stream, held) {
@@ -112,7 +112,7 @@ type ending struct {
 	ended, closed, late atomic.Bool
 }
 
-func (e *ending) WriteBuffers([][]byte) error {
+func (e *ending) WriteRecords([][]byte) error {
 	e.late.Store(e.late.Load() || e.ended.Load())
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ type Server struct {
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
 	greeting map[net.Conn]struct{} // in their handshake
+	sources  map[netip.Addr]*source
 	draining bool
 	closed   bool
 	changed  chan struct{} // closed and replaced when a connection has gone
@@ -37,6 +39,12 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = 10 * time.Second
 	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = 1024
+	}
+	if cfg.Gate == nil {
+		cfg.Gate = NewGate(0, 0)
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -45,6 +53,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg: cfg, ctx: ctx, cancel: cancel,
 		conns:    make(map[*conn]struct{}),
 		greeting: make(map[net.Conn]struct{}),
+		sources:  make(map[netip.Addr]*source),
 		changed:  make(chan struct{}),
 	}
 }
@@ -107,24 +116,84 @@ func (s *Server) serveConn(c net.Conn) {
 // accepts, and returns why it ended: nil in good order. It owns c.
 func (s *Server) ServeConn(c net.Conn) error {
 	defer c.Close()
+	share, err := s.arrive(c)
+	if err != nil {
+		return s.failed(c, err)
+	}
+	defer s.depart(c)
 	tc, err := s.handshake(c)
 	if err != nil {
-		if s.cfg.ConnError != nil {
-			s.cfg.ConnError(remoteAddr(c), err)
-		}
-		return err
+		return s.failed(c, err)
 	}
-	hc := newConn(tc, false, s.cfg.Settings, s.cfg.Budget, s.cfg.Log)
+	hc := newConn(tc, false, s.cfg.Settings, share, s.cfg.Log)
+	hc.socket = socket(c)
 	hc.serverSide = s.newSide(tc)
+	hc.peer = hc.incoming.PeerCerts
 	hc.greet(s.cfg.MaxStreams)
 	if !s.add(hc, c) {
 		return reason.New(reason.Draining, "accept tunnel", c.RemoteAddr().String(), nil)
 	}
 	defer s.remove(hc)
+	hc.recheck(s.cfg.Recheck)
 	late := time.AfterFunc(s.cfg.HandshakeTimeout, hc.checkGreeted)
 	defer late.Stop()
 	hc.startPings()
-	return hc.run()
+	err = hc.run()
+	if calm, ok := errors.AsType[*connError](err); ok && calm.abuse != "" {
+		s.abused(c, calm.abuse)
+	}
+	return err
+}
+
+// failed tells of a connection that never became a tunnel.
+func (s *Server) failed(c net.Conn, err error) error {
+	if s.cfg.ConnError != nil {
+		s.cfg.ConnError(remoteAddr(c), err)
+	}
+	return err
+}
+
+// abused tells of a peer that did too much of something.
+func (s *Server) abused(c net.Conn, what Abuse) {
+	if s.cfg.Abused != nil {
+		s.cfg.Abused(remoteAddr(c), what)
+	}
+}
+
+// source is what all connections from one address have in common.
+type source struct {
+	conns int
+	share *hbone.Budget
+}
+
+// arrive counts a connection of a source, and returns its share of the budget.
+func (s *Server) arrive(c net.Conn) (*hbone.Budget, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addr := remoteAddr(c).Addr()
+	src := s.sources[addr]
+	if src == nil {
+		src = &source{share: s.cfg.Budget.Share()}
+		s.sources[addr] = src
+	}
+	if src.conns >= s.cfg.MaxConns {
+		s.abused(c, AbuseConnections)
+		return nil, reason.Newf(reason.Overloaded, "accept tunnel", c.RemoteAddr().String(), "%d connections of this address", src.conns)
+	}
+	src.conns++
+	return src.share, nil
+}
+
+// depart takes arrive back.
+func (s *Server) depart(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addr := remoteAddr(c).Addr()
+	if src := s.sources[addr]; src != nil {
+		if src.conns--; src.conns == 0 {
+			delete(s.sources, addr)
+		}
+	}
 }
 
 // serverSide is what a server's connection has and a client's has not.
@@ -164,6 +233,15 @@ func (s *Server) handshake(c net.Conn) (*tlsconn.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
+	from := remoteAddr(c).Addr()
+	evicted := func() { cancel(); _ = c.Close(); s.abused(c, AbuseHandshakes) }
+	visit := s.cfg.Gate.enter(ctx, from, evicted)
+	if visit == nil {
+		s.end(c)
+		s.abused(c, AbuseHandshakes)
+		return nil, reason.Newf(reason.Overloaded, "accept tunnel", c.RemoteAddr().String(), "too many handshakes at once")
+	}
+	defer s.cfg.Gate.leave(from, visit)
 	cfg, err := s.cfg.TLS(ctx)
 	if err != nil {
 		s.end(c)
@@ -172,6 +250,9 @@ func (s *Server) handshake(c net.Conn) (*tlsconn.Conn, error) {
 	tc, err := tlsconn.ServerOver(ctx, c, cfg)
 	if err != nil {
 		s.end(c)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			s.abused(c, AbuseSlow)
+		}
 		return nil, tlsError("accept tunnel", c.RemoteAddr().String(), err)
 	}
 	return tc, nil
@@ -236,7 +317,7 @@ func (c *conn) checkGreeted() {
 	late := !c.peerSet
 	c.mu.Unlock()
 	if late {
-		c.kill(reason.Newf(reason.TunnelHandshake, "accept tunnel", c.t.RemoteAddr().String(), "no SETTINGS in time"))
+		c.kill(reason.New(reason.TunnelHandshake, "accept tunnel", c.t.RemoteAddr().String(), calmErrorf(AbuseSlow, "no SETTINGS in time")))
 	}
 }
 
@@ -280,19 +361,19 @@ func (s *Server) Close() error {
 		_ = c.Close()
 	}
 	for c := range s.conns {
-		go c.hangUp()
+		go c.hangUp(reason.New(reason.TunnelClosed, "close tunnel", c.t.RemoteAddr().String(), nil))
 	}
 	return nil
 }
 
-// hangUp resets every stream, says so, and ends the connection.
-func (c *conn) hangUp() {
+// hangUp resets every stream, says so, and ends the connection because of err.
+func (c *conn) hangUp(err error) {
 	c.mu.Lock()
 	for id := range c.streams {
 		c.ctl = appendReset(c.ctl, id, 0x8) // CANCEL: the peer takes it for an end
 	}
 	c.ctl = appendGoAway(c.ctl, c.lastID, 0, "")
 	c.mu.Unlock()
-	c.fail(reason.New(reason.TunnelClosed, "close tunnel", c.t.RemoteAddr().String(), nil))
+	c.fail(err)
 	time.AfterFunc(linger, c.cut)
 }

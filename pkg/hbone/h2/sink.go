@@ -25,8 +25,8 @@ type sink struct {
 	ended bool
 	err   error // of the socket
 
-	p         []byte // to write
-	n         int    // written
+	vec       [][]byte // to write
+	n         int      // written
 	werr      error
 	wait      bool
 	writeOnce func(fd uintptr) bool // writeFD, bound once
@@ -38,21 +38,22 @@ func newSink(conn *net.TCPConn, raw syscall.RawConn, moved *hbone.Counters) *sin
 	return k
 }
 
-// write writes p, or with wait unset as much of it as the socket takes now.
-func (k *sink) write(p []byte, wait bool) (int, error) {
-	k.p, k.n, k.werr, k.wait = p, 0, nil, wait
-	err := k.raw.Write(k.writeOnce)
+// write writes the pieces of vec, or with wait unset as much of them as the socket
+// takes now. vec is consumed: what is left in it has not been written.
+func (k *sink) write(vec [][]byte, wait bool) (rest [][]byte, n int, err error) {
+	k.vec, k.n, k.werr, k.wait = vec, 0, nil, wait
+	err = k.raw.Write(k.writeOnce)
 	if err == nil {
 		err = k.werr
 	}
-	k.p = nil
+	rest, k.vec = k.vec, nil
 	k.moved.Received.Add(uint64(k.n))
-	return k.n, err
+	return rest, k.n, err
 }
 
 func (k *sink) writeFD(fd uintptr) bool {
-	for k.n < len(k.p) {
-		n, err := unix.Write(int(fd), k.p[k.n:])
+	for len(k.vec) > 0 {
+		n, err := writeOnce(int(fd), k.vec)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -63,8 +64,28 @@ func (k *sink) writeFD(fd uintptr) bool {
 			return true
 		}
 		k.n += n
+		k.vec = advance(k.vec, n)
 	}
 	return true
+}
+
+func writeOnce(fd int, vec [][]byte) (int, error) {
+	if len(vec) == 1 {
+		return unix.Write(fd, vec[0])
+	}
+	return unix.Writev(fd, vec)
+}
+
+// advance drops the first n bytes of vec's pieces.
+func advance(vec [][]byte, n int) [][]byte {
+	for len(vec) > 0 && n >= len(vec[0]) {
+		n -= len(vec[0])
+		vec = vec[1:]
+	}
+	if n > 0 {
+		vec[0] = vec[0][n:]
+	}
+	return vec
 }
 
 // interrupt ends a pump's read of the socket, because the stream has gone.
@@ -84,26 +105,32 @@ func (k *sink) end(err error) {
 }
 
 // deliver takes bytes that the peer has sent on s. It never waits.
-func (s *stream) deliver(p []byte) {
+func (s *stream) deliver(vec [][]byte) {
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
 	if s.sink != nil && !s.draining && !s.drop && !s.eof {
-		n, err := s.sink.write(p, false)
+		rest, n, err := s.sink.write(vec, false)
 		s.credit(n)
-		p = p[n:]
+		vec = rest
 		if err != nil {
 			s.sinkFailed(err)
 		}
 	}
-	if len(p) == 0 {
+	if len(vec) == 0 {
 		return
+	}
+	n := 0
+	for _, p := range vec {
+		n += len(p)
+		if !s.drop && !s.eof {
+			s.q.add(p)
+		}
 	}
 	if s.drop || s.eof {
-		s.c.creditConn(len(p))
+		s.c.creditConn(n)
 		return
 	}
-	s.q.add(p)
-	s.charge(len(p))
+	s.charge(n)
 	if s.sink != nil && !s.draining {
 		s.draining = true
 		go s.drain()
@@ -115,9 +142,11 @@ func (s *stream) deliver(p []byte) {
 func (s *stream) drain() {
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
+	var one [1][]byte
 	for p := s.q.first(); p != nil && !s.drop; p = s.q.first() {
+		one[0] = p
 		s.rmu.Unlock()
-		n, err := s.sink.write(p, true)
+		_, n, err := s.sink.write(one[:], true)
 		s.rmu.Lock()
 		s.q.drop(n)
 		s.consumed(n)

@@ -33,18 +33,17 @@ type stream struct {
 type sendSide struct {
 	cond      sync.Cond
 	sendWin   int64 // what the peer lets this stream send
-	out       *block
+	out       *outBlock
 	outEnd    bool // our direction ends behind out
 	outBusy   bool // out, or the end, waits to be written
 	inBatch   bool // a writer is using out
 	queued    bool // in the ready ring
 	blocked   bool // in conn.blocked
 	next      *stream
-	header    [frameHeaderLen]byte // of a frame without payload
-	submitted time.Time            // when it had to queue; zero otherwise
-	sendDone  bool                 // our END_STREAM has been written
-	recvDone  bool                 // the peer's END_STREAM has arrived
-	answered  bool                 // a response has been sent or received
+	submitted time.Time // when it had to queue; zero otherwise
+	sendDone  bool      // our END_STREAM has been written
+	recvDone  bool      // the peer's END_STREAM has arrived
+	answered  bool      // a response has been sent or received
 	removed   bool
 	err       error // why the stream is of no more use
 	writeLate deadline
@@ -112,11 +111,10 @@ func (s *stream) writeSome(p []byte) (int, error) {
 		s.c.mu.Unlock()
 		return 0, err
 	}
-	n := s.c.reserveLocked(s, min(len(p), blockSizes[largestClass]-frameHeaderLen))
+	b := newOut(outClass(min(len(p), int(min(s.sendWin, s.c.sendWin)))), s.c.peerFrame)
+	n := s.c.reserveLocked(s, min(len(p), b.capacity()))
 	s.c.mu.Unlock()
-	b := newBlock(classFor(n + frameHeaderLen))
-	b.r = frameHeaderLen
-	b.w = b.r + copy(b.data[b.r:], p[:n])
+	b.copyFrom(p[:n])
 	if err := s.submit(b, false, 0); err != nil {
 		return 0, err
 	}

@@ -134,6 +134,6 @@ func TestDroppedDataIsCredited(t *testing.T) {
 		if !fits {
 			t.Fatal("the connection's window is not given back")
 		}
-		s[0].deliver(make([]byte, piece))
+		s[0].deliver([][]byte{make([]byte, piece)})
 	}
 }
