@@ -48,6 +48,7 @@ type CacheConfig struct {
 // to at most demandRetry after the failure.
 type Cache struct {
 	issuer Issuer
+	stream Streamer // issuer, if it renews by itself
 	cfg    CacheConfig
 	wake   chan struct{} // something was queued or a call ended
 
@@ -65,12 +66,13 @@ type entry struct {
 	used   atomic.Bool // asked for since it was issued
 	pinned bool        // by Prefetch
 
-	svid     *SVID // nil until the first success
-	err      error // of the last attempt, nil after a success
-	failedAt time.Time
-	asked    time.Time // last time that a caller had to wait or was refused
-	due      time.Time // of the next attempt, when idle
-	backoff  *run.Backoff
+	svid      *SVID // nil until the first success
+	delivered int   // by a Streamer
+	err       error // of the last attempt, nil after a success
+	failedAt  time.Time
+	asked     time.Time // last time that a caller had to wait or was refused
+	due       time.Time // of the next attempt, when idle
+	backoff   *run.Backoff
 
 	done     chan struct{}      // closed when the attempt queued or under way ends; nil when idle
 	abandon  context.CancelFunc // ends the call under way; nil when there is none
@@ -108,12 +110,17 @@ func NewCache(issuer Issuer, cfg CacheConfig) *Cache {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Cache{
+	c := &Cache{
 		issuer:  issuer,
 		cfg:     cfg,
 		wake:    make(chan struct{}, 1),
 		entries: make(map[mesh.Identity]*entry),
 	}
+	if s, ok := issuer.(Streamer); ok {
+		c.stream = s
+		s.Deliver(c.receive)
+	}
+	return c
 }
 
 // Certificate implements Source. It marks the request as RealTime.
@@ -259,7 +266,7 @@ func (c *Cache) startCalls(ctx context.Context, calls *sync.WaitGroup) time.Dura
 		e.abandon = cancel
 		c.calls++
 		calls.Add(1)
-		go c.call(callCtx, cancel, e, calls)
+		go c.call(callCtx, cancel, e, e.delivered, calls)
 	}
 	return next
 }
@@ -306,8 +313,8 @@ func (c *Cache) removeLocked(i int) {
 	c.queue = c.queue[:last]
 }
 
-// call makes one signing call.
-func (c *Cache) call(ctx context.Context, cancel context.CancelFunc, e *entry, calls *sync.WaitGroup) {
+// call makes one signing call. before is e.delivered at its start.
+func (c *Cache) call(ctx context.Context, cancel context.CancelFunc, e *entry, before int, calls *sync.WaitGroup) {
 	defer calls.Done()
 	defer cancel()
 	start := time.Now()
@@ -318,11 +325,12 @@ func (c *Cache) call(ctx context.Context, cancel context.CancelFunc, e *entry, c
 	if c.cfg.Issued != nil {
 		c.cfg.Issued(e.id, time.Since(start), err)
 	}
-	c.finish(e, svid, err)
+	c.finish(e, before, svid, err)
 }
 
-// finish records the outcome of a call and wakes whoever waits for it.
-func (c *Cache) finish(e *entry, svid *SVID, err error) {
+// finish records the outcome of a call and wakes whoever waits for it. What was
+// delivered meanwhile is newer.
+func (c *Cache) finish(e *entry, before int, svid *SVID, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls--
@@ -331,6 +339,9 @@ func (c *Cache) finish(e *entry, svid *SVID, err error) {
 		return
 	}
 	now := time.Now()
+	if e.delivered != before && e.valid(now) {
+		svid, err = e.svid, nil
+	}
 	if err != nil {
 		wait := e.backoff.Next()
 		e.err, e.failedAt, e.due = err, now, now.Add(wait)
@@ -339,11 +350,41 @@ func (c *Cache) finish(e *entry, svid *SVID, err error) {
 		e.svid, e.err = svid, nil
 		e.backoff.Reset()
 		e.used.Store(e.priority == RealTime)
-		e.due = renewAt(svid, now, c.cfg.MinBackoff)
+		e.due = c.renewAt(svid, now)
 		c.cfg.Log.Info("certificate issued", "identity", e.id.String(), "serial", svid.Serial, "expires", svid.NotAfter)
 	}
 	close(e.done)
 	e.done, e.abandon = nil, nil
+}
+
+// receive takes a certificate that a Streamer delivers. An identity that nobody
+// needed since the one before is dropped.
+func (c *Cache) receive(svid *SVID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[svid.ID]
+	switch {
+	case e == nil || e.svid == svid:
+	case e.done == nil && !e.pinned && !e.used.Load():
+		c.dropLocked(e, errForgotten)
+	default:
+		e.svid, e.err = svid, nil
+		e.delivered++
+		e.used.Store(false)
+		e.backoff.Reset()
+		e.due = c.renewAt(svid, time.Now())
+		c.signal()
+		c.cfg.Log.Info("certificate renewed", "identity", e.id.String(), "serial", svid.Serial, "expires", svid.NotAfter)
+	}
+}
+
+// renewAt returns when to ask for the next certificate: of a Streamer, which
+// should have delivered it long before, when this one has ended.
+func (c *Cache) renewAt(s *SVID, now time.Time) time.Time {
+	if c.stream != nil {
+		return s.NotAfter
+	}
+	return renewAt(s, now, c.cfg.MinBackoff)
 }
 
 // renewAt returns half the life of the certificate, ±5 % of the life so that a
@@ -361,6 +402,9 @@ func renewAt(s *SVID, now time.Time, soonest time.Duration) time.Time {
 // dropLocked removes an entry and fails whoever waits for it.
 func (c *Cache) dropLocked(e *entry, why error) {
 	delete(c.entries, e.id)
+	if c.stream != nil {
+		c.stream.Release(e.id)
+	}
 	for i, q := range c.queue {
 		if q == e {
 			c.removeLocked(i)

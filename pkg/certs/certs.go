@@ -7,6 +7,9 @@
 //	                          ▼             half life, at most 8 calls at once
 //	                        SVID: leaf + intermediates + key + trusted roots
 //
+// Package spire's Issuer is a Streamer: it renews by itself, and the cache takes
+// what it delivers.
+//
 // Certificates are X.509-SVIDs: the leaf's URI SAN is the SPIFFE identity. The
 // roots that a workload trusts came with its own certificate, so a new root takes
 // effect identity by identity, at renewal.
@@ -56,6 +59,17 @@ type Source interface {
 // Issuer obtains a new certificate, with a new key, for an identity.
 type Issuer interface {
 	Issue(ctx context.Context, id mesh.Identity) (*SVID, error)
+}
+
+// Streamer is an Issuer that renews by itself: once asked for an identity it
+// delivers every later certificate as well, until it is released.
+type Streamer interface {
+	Issuer
+	// Deliver names the receiver of later certificates. It is called once, before
+	// Issue. The Streamer holds no lock of its own while it calls receive.
+	Deliver(receive func(*SVID))
+	// Release ends what Issue began. It must not wait for a receiver.
+	Release(id mesh.Identity)
 }
 
 // Fixed is a Source that holds certificates made beforehand.

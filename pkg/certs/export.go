@@ -123,7 +123,10 @@ func (c *Cache) Import(data []byte) error {
 		if e := c.entryLocked(v.svid.ID); e.svid == nil && e.done == nil {
 			e.svid, e.err = v.svid, nil
 			e.used.Store(v.used)
-			e.due = renewAt(v.svid, now, c.cfg.MinBackoff)
+			e.due = c.renewAt(v.svid, now)
+			if c.stream != nil {
+				e.due = now // for the streams to begin
+			}
 		}
 	}
 	c.signal()

@@ -14,7 +14,7 @@ func LoadRoots(spec string) (*x509.CertPool, error) {
 		return x509.SystemCertPool()
 	}
 	text := []byte(spec)
-	if !strings.Contains(spec, "-----BEGIN ") {
+	if RootsFile(spec) {
 		var err error
 		if text, err = os.ReadFile(spec); err != nil {
 			return nil, fmt.Errorf("load roots: %w", err)
@@ -30,3 +30,6 @@ func LoadRoots(spec string) (*x509.CertPool, error) {
 	}
 	return pool, nil
 }
+
+// RootsFile reports whether spec, as LoadRoots takes it, names a file.
+func RootsFile(spec string) bool { return spec != "SYSTEM" && !strings.Contains(spec, "-----BEGIN ") }

@@ -68,6 +68,9 @@ func address(e *environ.Env, name, fallback string) string {
 // Pool returns the channel's roots as they are now.
 func (c Channel) Pool() (*x509.CertPool, error) { return certs.LoadRoots(c.Roots) }
 
+// RootsFile returns the file that the roots are in; false when they are in none.
+func (c Channel) RootsFile() (string, bool) { return c.Roots, certs.RootsFile(c.Roots) }
+
 // Token says where the bearer token comes from. The zero one sends none.
 type Token struct {
 	Literal string

@@ -83,7 +83,7 @@ type Config struct {
 	NodeID       string
 	NodeMetadata map[string]any
 	// Token is asked for at every stream; nil or an empty token sends none. It is
-	// never sent over plain http.
+	// sent over plain http only to this machine.
 	Token func() (string, error)
 	// ClusterID goes along with a token as the "clusterid" header.
 	ClusterID string

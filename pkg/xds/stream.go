@@ -12,6 +12,8 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/culvert-mesh/culvert/pkg/token"
 )
 
 type stream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
@@ -66,17 +68,17 @@ func (c *Client) withHeaders(ctx context.Context) (context.Context, error) {
 	for name, value := range c.cfg.Headers {
 		ctx = metadata.AppendToOutgoingContext(ctx, name, value)
 	}
-	if c.cfg.Token == nil || !c.target.tls {
+	if c.cfg.Token == nil || !token.MaySend(c.target.tls, c.target.host) {
 		return ctx, nil
 	}
-	token, err := c.cfg.Token()
+	bearer, err := c.cfg.Token()
 	if err != nil {
 		return nil, fmt.Errorf("token: %w", err)
 	}
-	if token == "" {
+	if bearer == "" {
 		return ctx, nil
 	}
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+bearer)
 	if c.cfg.ClusterID != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", c.cfg.ClusterID)
 	}

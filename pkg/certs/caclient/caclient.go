@@ -5,6 +5,8 @@
 //	            metadata: authorization: Bearer <token>, clusterid, CA_HEADER_*
 //	            {"ImpersonatedIdentity": "<id>"} when a node proxy asks for a pod
 //
+// The token is sent over TLS, or in clear to this machine, and never otherwise.
+//
 // A Client is safe for concurrent use.
 package caclient
 
@@ -15,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,6 +33,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/certs"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/token"
 	"github.com/culvert-mesh/culvert/pkg/wire/ca"
 )
 
@@ -41,6 +45,7 @@ type Config struct {
 	Address     string                         // [https://]host:port, or http://host:port without TLS
 	Roots       func() (*x509.CertPool, error) // of the CA's server certificate, read at every TLS handshake
 	AltHostname string                         // accepted in addition to Address's host; may be empty
+	TLS         certs.Profile                  // of the connection
 	Token       func() (string, error)         // bearer token, read at every call; nil or "" = none
 	ClusterID   string                         // sent with the token as "clusterid"
 	Headers     map[string]string              // extra metadata (CA_HEADER_*)
@@ -50,9 +55,24 @@ type Config struct {
 
 // Client implements certs.Issuer.
 type Client struct {
-	cfg  Config
-	conn *grpc.ClientConn
-	ca   ca.IstioCertificateServiceClient
+	cfg    Config
+	target target
+
+	mu    sync.Mutex
+	link  *link
+	roots *x509.CertPool // that Reconnect saw last; nil before
+}
+
+// target is a parsed address.
+type target struct {
+	addr, host string // host:port, and its host
+	tls        bool
+}
+
+// link is one connection, which ends when its last call has.
+type link struct {
+	conn  *grpc.ClientConn
+	calls sync.WaitGroup // begun while it is Client.link, under Client.mu
 }
 
 // New returns a client, which connects at its first call.
@@ -60,11 +80,21 @@ func New(cfg Config) (*Client, error) {
 	if cfg.TTL == 0 {
 		cfg.TTL = DefaultTTL
 	}
-	target, transport, err := channel(cfg)
+	t, err := parseTarget(cfg)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("dns:///"+target,
+	c := &Client{cfg: cfg, target: t}
+	c.link, err = c.newLink()
+	return c, err
+}
+
+func (c *Client) newLink() (*link, error) {
+	transport := insecure.NewCredentials()
+	if c.target.tls {
+		transport = credentials.NewTLS(c.cfg.TLS.Channel(c.target.host, c.cfg.AltHostname, c.cfg.Roots))
+	}
+	conn, err := grpc.NewClient("dns:///"+c.target.addr,
 		grpc.WithTransportCredentials(transport),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
@@ -75,31 +105,70 @@ func New(cfg Config) (*Client, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 		}))
 	if err != nil {
-		return nil, fmt.Errorf("certificate authority %s: %w", cfg.Address, err)
+		return nil, fmt.Errorf("certificate authority %s: %w", c.cfg.Address, err)
 	}
-	return &Client{cfg: cfg, conn: conn, ca: ca.NewIstioCertificateServiceClient(conn)}, nil
+	return &link{conn: conn}, nil
 }
 
-// channel splits the address into what to dial and how to protect it.
-func channel(cfg Config) (target string, transport credentials.TransportCredentials, err error) {
-	target, plain := strings.CutPrefix(cfg.Address, "http://")
-	target = strings.TrimSuffix(strings.TrimPrefix(target, "https://"), "/")
-	host, _, err := net.SplitHostPort(target)
-	if err != nil || host == "" {
-		return "", nil, fmt.Errorf("certificate authority address %q: want host:port, with http:// or https:// in front or not", cfg.Address)
+// parseTarget splits the address into what to dial and how to protect it.
+func parseTarget(cfg Config) (t target, err error) {
+	addr, plain := strings.CutPrefix(cfg.Address, "http://")
+	t.tls = !plain
+	t.addr = strings.TrimSuffix(strings.TrimPrefix(addr, "https://"), "/")
+	t.host, _, err = net.SplitHostPort(t.addr)
+	switch {
+	case err != nil || t.host == "":
+		return t, fmt.Errorf("certificate authority address %q: want host:port, with http:// or https:// in front or not", cfg.Address)
+	case t.tls && cfg.Roots == nil:
+		return t, errors.New("certificate authority: TLS without roots")
 	}
-	if plain {
-		return target, insecure.NewCredentials(), nil
+	return t, nil
+}
+
+// Reconnect makes the CA prove itself anew at the next call if the roots are others
+// than at the last Reconnect, and reports whether they are. Calls under way finish.
+func (c *Client) Reconnect() (changed bool, err error) {
+	if !c.target.tls {
+		return false, nil
 	}
-	if cfg.Roots == nil {
-		return "", nil, errors.New("certificate authority: TLS without roots")
+	roots, err := c.cfg.Roots()
+	if err != nil {
+		return false, err
 	}
-	return target, credentials.NewTLS(certs.ChannelTLS(host, cfg.AltHostname, cfg.Roots)), nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.roots
+	c.roots = roots
+	if before == nil || before.Equal(roots) {
+		return false, nil
+	}
+	next, err := c.newLink()
+	if err != nil {
+		return true, err
+	}
+	go c.link.end()
+	c.link = next
+	return true, nil
+}
+
+func (l *link) end() {
+	l.calls.Wait()
+	_ = l.conn.Close()
+}
+
+// use returns the present connection, which lasts until its calls are done.
+func (c *Client) use() *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.link.calls.Add(1)
+	return c.link
 }
 
 // Close ends the connection. It may be called more than once.
 func (c *Client) Close() error {
-	if err := c.conn.Close(); err != nil && status.Code(err) != codes.Canceled {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.link.conn.Close(); err != nil && status.Code(err) != codes.Canceled {
 		return err
 	}
 	return nil
@@ -129,7 +198,9 @@ func (c *Client) issue(ctx context.Context, id mesh.Identity) (*certs.SVID, erro
 			ca.ImpersonatedIdentity: structpb.NewStringValue(id.String()),
 		}}
 	}
-	resp, err := c.ca.CreateCertificate(ctx, req)
+	l := c.use()
+	defer l.calls.Done()
+	resp, err := ca.NewIstioCertificateServiceClient(l.conn).CreateCertificate(ctx, req)
 	if err != nil {
 		s := status.Convert(err)
 		return nil, fmt.Errorf("%s: %s", s.Code(), s.Message())
@@ -143,14 +214,14 @@ func (c *Client) withMetadata(ctx context.Context) (context.Context, error) {
 	for k, v := range c.cfg.Headers {
 		ctx = metadata.AppendToOutgoingContext(ctx, k, v)
 	}
-	if c.cfg.Token == nil {
+	if c.cfg.Token == nil || !token.MaySend(c.target.tls, c.target.host) {
 		return ctx, nil
 	}
-	token, err := c.cfg.Token()
-	if err != nil || token == "" {
+	bearer, err := c.cfg.Token()
+	if err != nil || bearer == "" {
 		return ctx, err
 	}
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+bearer)
 	if c.cfg.ClusterID != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", c.cfg.ClusterID)
 	}
