@@ -31,6 +31,7 @@ func (m *Mesh) serveControl(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ps", answer(func(r *http.Request) (any, error) { return m.Status(r.Context()) }))
 	mux.HandleFunc("GET /certs", answer(func(r *http.Request) (any, error) { return m.certs(r.Context()) }))
+	mux.HandleFunc("/admin", m.serveAdmin)
 	mux.HandleFunc("POST /restart", answer(func(r *http.Request) (any, error) {
 		return m.Restart(r.Context(), r.URL.Query().Get("target"))
 	}))

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -172,23 +171,9 @@ func askReady(ctx context.Context, ns *netns.NS) error {
 	return nil
 }
 
-// getInside makes one HTTP request to a port of a namespace's loopback.
+// getInside is askInside for a GET.
 func getInside(ctx context.Context, ns *netns.NS, port uint16, path string) ([]byte, int, error) {
-	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return ns.Dial(ctx, at, netns.DialOptions{})
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, nil)
-	if err != nil {
-		return nil, 0, err
-	}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return body, resp.StatusCode, err
+	return askInside(ctx, ns, port, http.MethodGet, path, nil)
 }
 
 // listeners counts the listening sockets on a port in the process's network
