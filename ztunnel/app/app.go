@@ -77,7 +77,9 @@ type App struct {
 	xds      *xds.Client       // nil without a control plane
 	demand   *discovery.Demand // nil unless it is asked on demand
 	certs    *certs.Cache
+	tls      certs.Profile
 	closeCA  func() error
+	followCA func(context.Context) error // nil if there is nothing to follow
 	prefetch *prefetch
 	names    *workloads.Names
 	tcp      *metrics.TCP
@@ -130,6 +132,7 @@ func (a *App) buildNode() error {
 		Settings: a.settings(),
 		Mesh:     a.store,
 		Certs:    a.certs,
+		TLS:      a.tls,
 		Metrics:  a.tcp,
 		Access:   accesslog.New(a.out, a.format(), a.levels),
 		Budget:   hbone.NewBudget(bufferBudget),
@@ -224,7 +227,7 @@ func (a *App) addParts(g *run.Group) {
 		g.Add("xds", a.xds.Run)
 		g.Add("state manager", a.awaitSnapshot)
 	}
-	g.Add("certificates", a.certs.Run)
+	a.addIdentity(g)
 	g.Add("metrics series", a.tcp.Run)
 	g.Add("policy", a.node.Recheck)
 	g.Add("admin", a.adminServer().Run)

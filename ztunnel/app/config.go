@@ -42,6 +42,8 @@ type Config struct {
 	FakeCA    bool          // certificates of a public test root: insecure
 	SecretTTL time.Duration // certificate life asked of the CA
 
+	Identities Identities
+
 	LocalXDSPath string // file with workloads, services and policies
 	LocalXDS     string // the same, inline
 
@@ -205,9 +207,7 @@ func (c *Config) readControlPlane(e *environ.Env, pc proxyConfig) {
 	}
 	c.XDS = channel.Read(e, "XDS", home)
 	c.Token = channel.ReadToken(e)
-	if c.CA.Address == "" && !c.FakeCA {
-		e.Failf("CA_ADDRESS", "is empty; without a CA there are no identities (FAKE_CA=true is for tests)")
-	}
+	c.readIdentities(e)
 }
 
 func (c *Config) readTunnel(e *environ.Env) {
@@ -264,9 +264,6 @@ func (c *Config) refuseUnsupported(e *environ.Env) {
 		e.Failf("XDS_ON_DEMAND", "cannot go together with ISTIO_META_DNS_CAPTURE=true: mesh names are answered only by who knows them all")
 	}
 	e.Refuse("UNSTABLE_ENABLE_SOCKS5", e.Bool("UNSTABLE_ENABLE_SOCKS5", false))
-	e.Refuse("TLS12_ENABLED", e.Bool("TLS12_ENABLED", false))
-	e.Refuse("COMPLIANCE_POLICY", e.Text("COMPLIANCE_POLICY", "") != "")
-	e.Refuse("CRL_PATH", e.Text("CRL_PATH", "") != "")
 	e.Refuse("ENABLE_PROXY", !e.Bool("ENABLE_PROXY", true))
 }
 

@@ -5,9 +5,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/culvert-mesh/culvert/pkg/certs"
-	"github.com/culvert-mesh/culvert/pkg/certs/caclient"
-	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
@@ -15,43 +12,6 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/workloads/discovery"
 	"github.com/culvert-mesh/culvert/pkg/xds"
 )
-
-func (a *App) buildCerts() error {
-	issuer, err := a.issuer()
-	if err != nil {
-		return err
-	}
-	a.certs = certs.NewCache(issuer, certs.CacheConfig{
-		Log:    logging.Scope(a.log, "certs"),
-		Issued: metrics.NewCertificates(a.registry).Issued,
-	})
-	metrics.CertificateExpiry(a.registry, a.certs.Expirations)
-	a.prefetch = newPrefetch(a.store, a.certs, a.cfg.NodeName)
-	a.names = workloads.NewNames(a.store)
-	return nil
-}
-
-func (a *App) issuer() (certs.Issuer, error) {
-	c := a.cfg
-	if c.FakeCA {
-		return selfsigned.Fixed(selfsigned.WithTTL(c.SecretTTL), selfsigned.WithLog(logging.Scope(a.log, "certs"))), nil
-	}
-	client, err := caclient.New(caclient.Config{
-		Address:     c.CA.Address,
-		Roots:       c.CA.Pool,
-		AltHostname: c.CA.AltName,
-		Token:       c.Token.Read,
-		ClusterID:   string(c.Cluster),
-		Headers:     c.CA.Headers,
-		TTL:         c.SecretTTL,
-		Impersonate: true,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("CA_ADDRESS: %w", err)
-	}
-	a.closeCA = client.Close
-	return client, nil
-}
 
 // loadLocal reads the workloads that are told by file or by variable. They stay,
 // beside what the control plane tells.

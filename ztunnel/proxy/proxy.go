@@ -91,6 +91,7 @@ type Node struct {
 	Settings Settings
 	Mesh     Mesh
 	Certs    certs.Source
+	TLS      certs.Profile
 	Metrics  *metrics.TCP
 	Observed *Metrics // nil = not counted; NewMetrics sets it
 	Access   *accesslog.Logger
@@ -139,6 +140,7 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 	p.pool = h2.NewPool(h2.PoolConfig{
 		Dial:           p.dialTunnel,
 		TLS:            p.clientTLS,
+		Recheck:        n.recheck(certs.Outgoing),
 		MaxStreams:     s.MaxStreams,
 		IdleTimeout:    s.PoolIdle,
 		ConnectTimeout: connectTimeout,
@@ -148,6 +150,7 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 	})
 	p.server = h2.NewServer(h2.ServerConfig{
 		TLS:       p.serverTLS,
+		Recheck:   n.recheck(certs.Incoming),
 		Handler:   p.serveInbound,
 		Settings:  s.HTTP2,
 		Budget:    n.Budget,
@@ -354,11 +357,11 @@ func (p *Pod) serverTLS(ctx context.Context) (*tls.Config, error) {
 	if !p.own.IsZero() {
 		id = p.own
 	}
-	return certs.ServerTLS(ctx, p.node.Certs, id, certs.ServerOptions{})
+	return p.node.TLS.Server(ctx, p.node.Certs, id, certs.ServerOptions{})
 }
 
 func (p *Pod) clientTLS(ctx context.Context, to hbone.Peer) (*tls.Config, error) {
-	return certs.ClientTLS(ctx, p.node.Certs, to.Source, to.Expect)
+	return p.node.TLS.Client(ctx, p.node.Certs, to.Source, to.Expect)
 }
 
 func (p *Pod) dialTunnel(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
