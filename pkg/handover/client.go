@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
@@ -252,9 +251,9 @@ func (c *Client) Take(k Key) (map[string]*os.File, error) {
 	return out, nil
 }
 
-// Drop has a pod's sockets forgotten.
-func (c *Client) Drop(pod mesh.PodUID) error {
-	_, _, err := c.call(message{Op: opDrop, Pod: string(pod)}, nil)
+// Drop has the sockets of a pod in a namespace forgotten.
+func (c *Client) Drop(k Key) error {
+	_, _, err := c.call(message{Op: opDrop, Pod: string(k.Pod), Namespace: k.Namespace}, nil)
 	return err
 }
 

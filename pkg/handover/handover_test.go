@@ -166,8 +166,11 @@ func TestDescriptorsComeBack(t *testing.T) {
 	if err := c.Put(key("bad"), []string{"x"}, []int{int(file.Fd())}); err == nil {
 		t.Error("a file was taken for a socket")
 	}
-	for _, pod := range []mesh.PodUID{"a", "b", "never"} {
-		if err := c.Drop(pod); err != nil {
+	if err := c.Drop(Key{"a", "net:[2]"}); err != nil || descriptorsOpen(t) != before+4 {
+		t.Errorf("sockets of another namespace dropped: %v", err)
+	}
+	for _, pod := range []string{"a", "b", "never"} {
+		if err := c.Drop(key(pod)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -339,7 +342,7 @@ func TestInherited(t *testing.T) {
 	if _, n := s.Held(); n != 1 {
 		t.Errorf("%d sockets held", n)
 	}
-	Stores{c}.Release("a")
+	Stores{c}.Release(key("a"))
 	if _, n := s.Held(); n != 0 {
 		t.Errorf("%d sockets held after the release", n)
 	}

@@ -169,7 +169,7 @@ func (s *Store) handle(p *peer, m message, in []int) (answer message, out []int)
 	case opTake:
 		answer.Names, out, err = s.take(m)
 	case opDrop:
-		s.Drop(mesh.PodUID(m.Pod))
+		s.dropOf(m)
 	case opSave:
 		err = s.save(p, m.Section, in[0])
 	case opLoad:
@@ -267,6 +267,15 @@ func (s *Store) take(m message) (names []string, fds []int, err error) {
 func duplicate(fd int) (int, error) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	return dup, os.NewSyscallError("dup", err)
+}
+
+// dropOf lets go of a pod's sockets, unless they are of another life of it.
+func (s *Store) dropOf(m message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if held := s.pods[mesh.PodUID(m.Pod)]; held != nil && held.namespace == m.Namespace {
+		s.dropLocked(mesh.PodUID(m.Pod))
+	}
 }
 
 // Drop lets go of a pod's sockets.

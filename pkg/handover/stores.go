@@ -60,18 +60,11 @@ func (s Stores) Take(k Key) map[string]*os.File {
 }
 
 // Release has a pod's sockets forgotten where no successor would find them.
-func (s Stores) Release(pod mesh.PodUID) {
+func (s Stores) Release(k Key) {
 	for _, c := range s {
 		if c.cfg.Private {
-			c.note("sockets not released", pod, c.Drop(pod))
+			c.note("sockets not released", k.Pod, c.Drop(k))
 		}
-	}
-}
-
-// Drop has the sockets of a pod that is gone forgotten.
-func (s Stores) Drop(pod mesh.PodUID) {
-	for _, c := range s {
-		c.note("sockets not dropped", pod, c.Drop(pod))
 	}
 }
 
