@@ -2,29 +2,37 @@
 // agent tells it to (ZDS).
 //
 //	Add ──▶ listeners open? ──yes──▶ up ──Delete──▶ leaving ──connections end──▶ gone
-//	              │no                 ▲
-//	              └──▶ pending ──5 s──┘
+//	              │no                 ▲ │
+//	              └──▶ pending ──5 s──┘ │
+//	                      ▲─────────────┘ its proxy has failed
 //
 // The agent waits for each answer, so Add opens the listeners and nothing more:
 // what a pod may do is learned when a connection comes. A pod whose listeners
-// cannot be opened is tried again and keeps the node from being ready.
+// cannot be opened, or whose proxy fails, is tried again and keeps the node from
+// being ready.
 //
 // Pods is safe for concurrent use.
 package inpod
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/zds"
 )
 
 // retryEvery is how often the listeners of pending pods are tried again.
 const retryEvery = 5 * time.Second
+
+// failPause is how long a pod whose proxy has failed waits for the next one. Its
+// connections wait in the queues of its sockets, where a store holds them.
+const failPause = 100 * time.Millisecond
 
 // Proxy serves one pod.
 type Proxy interface {
@@ -32,6 +40,10 @@ type Proxy interface {
 	Listen(ctx context.Context) error
 	// Run serves until the proxy is drained or closed, or ctx ends.
 	Run(ctx context.Context) error
+	// Deposit gives the listening sockets to a store that has not got them yet.
+	Deposit()
+	// Open returns how many connections are open.
+	Open() int
 	// Drain stops accepting and waits for the connections until ctx ends.
 	Drain(ctx context.Context)
 	// Gone is Drain for a pod that has left: also without a deadline it ends
@@ -58,6 +70,7 @@ type Pods struct {
 	ctx    context.Context // of the proxies
 	cancel context.CancelFunc
 	alive  sync.WaitGroup // goroutines of proxies, also of those that are leaving
+	failed chan struct{}  // a proxy has
 
 	mu       sync.Mutex
 	pods     map[mesh.PodUID]*pod
@@ -71,14 +84,14 @@ type Pods struct {
 type pod struct {
 	uid   mesh.PodUID
 	info  mesh.PodInfo
-	ns    netns.ID
+	ns    *netns.NS // for another proxy, should this one fail
 	proxy Proxy
 	up    bool // its listeners are open
 }
 
 // New returns the pods of a node, none yet.
 func New(cfg Config) *Pods {
-	p := &Pods{cfg: cfg, pods: map[mesh.PodUID]*pod{}, leaving: map[*pod]struct{}{}}
+	p := &Pods{cfg: cfg, failed: make(chan struct{}, 1), pods: map[mesh.PodUID]*pod{}, leaving: map[*pod]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -101,16 +114,37 @@ func (p *Pods) Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *
 	if p.named != nil {
 		p.named[uid] = true
 	}
+	if p.draining {
+		ns.Close()
+		return errDraining
+	}
 	if old := p.pods[uid]; old != nil {
-		if old.ns == ns.ID() && old.up {
+		if old.ns.ID() == ns.ID() && old.up {
 			ns.Close()
 			return nil
 		}
 		p.dropLocked(old)
 	}
-	po := &pod{uid: uid, info: info, ns: ns.ID(), proxy: p.cfg.New(uid, info, ns)}
+	po := &pod{uid: uid, info: info, ns: ns}
+	if err := p.renewLocked(po); err != nil {
+		ns.Close()
+		return err
+	}
 	p.pods[uid] = po
 	return p.startLocked(ctx, po)
+}
+
+// errDraining says that another ztunnel must take the pod.
+var errDraining = errors.New("this ztunnel is leaving")
+
+// renewLocked gives the pod a proxy that has not been started.
+func (p *Pods) renewLocked(po *pod) error {
+	dup, err := po.ns.Dup()
+	if err != nil {
+		return err
+	}
+	po.proxy = p.cfg.New(po.uid, po.info, dup)
+	return nil
 }
 
 // startLocked opens the pod's listeners and serves them.
@@ -121,18 +155,32 @@ func (p *Pods) startLocked(ctx context.Context, po *pod) error {
 	}
 	po.up = true
 	p.cfg.Metrics.Started.Inc()
-	p.cfg.Log.Info("pod is in the mesh", "pod", po.info, "uid", po.uid, "netns", po.ns)
+	p.cfg.Log.Info("pod is in the mesh", "pod", po.info, "uid", po.uid, "netns", po.ns.ID())
 	p.alive.Add(1)
-	go p.serve(po)
+	go p.serve(po, po.proxy)
 	return nil
 }
 
-func (p *Pods) serve(po *pod) {
+func (p *Pods) serve(po *pod, proxy Proxy) {
 	defer p.alive.Done()
-	if err := po.proxy.Run(p.ctx); err != nil {
-		p.cfg.Log.Error("proxy of a pod has failed", "pod", po.info, "uid", po.uid, "error", err)
-	}
+	err := proxy.Run(p.ctx)
 	p.cfg.Metrics.Stopped.Inc()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining || p.pods[po.uid] != po {
+		return // it was told to end
+	}
+	p.cfg.Log.Error("proxy of a pod has failed", "pod", po.info, "uid", po.uid, "error", err)
+	proxy.Close()
+	po.up = false
+	if err := p.renewLocked(po); err != nil {
+		p.cfg.Log.Error("namespace lost", "pod", po.info, "uid", po.uid, "error", err)
+	}
+	p.reportLocked()
+	select {
+	case p.failed <- struct{}{}:
+	default:
+	}
 }
 
 // Keep implements zds.Handler.
@@ -181,6 +229,7 @@ func (p *Pods) Disconnected() {
 // dropLocked lets a pod go: no new connections, the open ones may end.
 func (p *Pods) dropLocked(po *pod) {
 	delete(p.pods, po.uid)
+	po.ns.Close()
 	if !po.up {
 		po.proxy.Close()
 		return
@@ -225,8 +274,12 @@ func (p *Pods) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			p.retry(ctx)
+		case <-p.failed:
+			if run.Sleep(ctx, failPause) != nil {
+				return nil
+			}
 		}
+		p.retry(ctx)
 	}
 }
 
@@ -242,8 +295,8 @@ func (p *Pods) retry(ctx context.Context) {
 }
 
 // Drain stops accepting connections of every pod, waits for the open ones until
-// ctx ends, and returns when nothing is served any more. Nothing may be added
-// afterwards.
+// ctx ends, and returns when nothing is served any more. Pods may still be deleted
+// meanwhile; to add one is an error from now on.
 func (p *Pods) Drain(ctx context.Context) {
 	stop := context.AfterFunc(ctx, p.cancel)
 	defer stop()
@@ -254,11 +307,37 @@ func (p *Pods) Drain(ctx context.Context) {
 				po.proxy.Drain(ctx)
 			}
 			po.proxy.Close()
+			po.ns.Close()
 		})
 	}
 	done.Wait()
 	p.alive.Wait()
 	p.cancel()
+}
+
+// Deposit gives the sockets of every pod that is served to a store that has not
+// got them yet.
+func (p *Pods) Deposit() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, po := range p.pods {
+		if po.up && !p.draining {
+			po.proxy.Deposit()
+		}
+	}
+}
+
+// Open returns how many connections of pods are open, also of those that leave.
+func (p *Pods) Open() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, po := range p.pods {
+		n += po.proxy.Open()
+	}
+	for po := range p.leaving {
+		n += po.proxy.Open()
+	}
+	return n
 }
 
 // all returns every pod that is served or pending, and keeps retry from adding.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -55,6 +56,9 @@ func (f *fakeProxy) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (f *fakeProxy) Deposit()  { f.set("deposited") }
+func (f *fakeProxy) Open() int { return 1 }
 
 func (f *fakeProxy) Drain(ctx context.Context) { f.set("draining"); <-ctx.Done(); f.Close() }
 func (f *fakeProxy) Gone(context.Context)      { f.set("gone"); f.Close() }
@@ -214,5 +218,73 @@ func TestMovedPod(t *testing.T) {
 		if s := f.made[1].get(); s != "draining" {
 			t.Errorf("the pod was not drained: %s", s)
 		}
+	})
+}
+
+// TestFailedProxy holds that a pod whose proxy fails is pending until it has
+// another one, and that nobody mistakes it for one that was told to end.
+func TestFailedProxy(t *testing.T) {
+	ns := netnstest.New(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.SnapshotBegin()
+		if err := f.add(t, "a", ns); err != nil {
+			t.Fatal(err)
+		}
+		f.SnapshotDone()
+		synctest.Wait()
+		f.made[0].Close() // Run ends, unasked
+		synctest.Wait()
+		if up := f.names(); f.ready || up["a"] || f.metric(t, "pending_proxy_count") != 1 {
+			t.Errorf("after the failure: ready %v, pods %v", f.ready, up)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go f.Run(ctx)
+		time.Sleep(2 * failPause)
+		synctest.Wait()
+		if !f.ready || len(f.made) != 2 || f.made[1].get() != "up" {
+			t.Errorf("not served again: ready %v, %d proxies", f.ready, len(f.made))
+		}
+		cancel()
+		f.Drain(ctx)
+		if len(f.made) != 2 {
+			t.Errorf("%d proxies after the drain", len(f.made))
+		}
+	})
+}
+
+// TestDraining holds that a ztunnel that leaves takes no more pods, and lets go of
+// those that do.
+func TestDraining(t *testing.T) {
+	ns := netnstest.New(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		for _, uid := range []mesh.PodUID{"a", "b"} {
+			if err := f.add(t, uid, ns); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := f.Open(); n != 2 {
+			t.Errorf("%d connections open", n)
+		}
+		f.Deposit()
+		if f.made[0].get() != "deposited" {
+			t.Error("not deposited")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); f.Drain(ctx) }()
+		synctest.Wait()
+		if err := f.add(t, "c", ns); !errors.Is(err, errDraining) {
+			t.Errorf("added while draining: %v", err)
+		}
+		f.Delete("a")
+		synctest.Wait()
+		if s := f.made[0].get(); s != "gone" {
+			t.Errorf("the pod that left is %s", s)
+		}
+		f.Disconnected()
+		cancel()
+		<-done
 	})
 }
