@@ -27,6 +27,7 @@ func programs() map[string]program {
 		"controlplane": controlplane.Main,
 		"agent":        agent.Main,
 		"echo":         echoMain,
+		"lookup":       lookupMain,
 		"pod-init":     func(_ context.Context, args, environ []string, _ io.Writer) error { return pod.Init(args, environ) },
 	}
 }

@@ -4,7 +4,8 @@
 //	culvert ps            what runs           culvert exec POD -- CMD   a command inside a pod
 //	culvert status        is it healthy?      culvert log               who talked to whom
 //	culvert certs         which identities    culvert restart           replace a part while traffic goes on
-//	culvert down          stop it             culvert demo              see the mesh at work
+//	culvert why POD TO    would it be let in? culvert demo              see the mesh at work
+//	culvert down          stop it
 //
 // Each verb has a file of its own. What a verb found wrong goes to standard
 // error with what to do about it, and the exit status is 1; results go to
@@ -75,6 +76,7 @@ func command(e *env) *cobra.Command {
 		execCommand(e),
 		logCommand(e),
 		certsCommand(e),
+		whyCommand(e),
 		restartCommand(e),
 		fetchCommand(e),
 		demoCommand(e),

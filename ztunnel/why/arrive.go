@@ -13,14 +13,14 @@ import (
 // arrive is about a connection that comes to a pod.
 func (n *Node) arrive(p Pod, in Arriving) Answer {
 	a := n.begin()
-	self := a.self(p)
+	self := a.self(p, false)
 	switch {
 	case !a.Captured && in.Authority != "":
 		a.refuse(reason.Newf(reason.ConnectRefused, "connect", in.Dst.String(), "no ztunnel listens in the pod"))
 		a.change("pod %s has to be served by the ztunnel of its node: look at culvert status", p)
 		return a.Answer
 	case !a.Captured:
-		a.Allowed = true
+		a.Allowed, a.Program = true, in.Dst
 		a.step("delivery", in.Dst.String(), "straight to the program: nothing of the mesh is in the way")
 		return a.Answer
 	case self == nil:
@@ -38,8 +38,9 @@ func (n *Node) arrive(p Pod, in Arriving) Answer {
 			a.change("the tunnel is refused before any policy is asked: %s", reason.Of(err))
 			return a.Answer
 		}
-		c.Destination = to.Policy
+		c.Destination, a.Program = to.Policy, to.Dial
 	} else {
+		a.Program = in.Dst
 		a.step("delivery", in.Dst.String(), "plain TCP, which proves no identity")
 	}
 	if id, err := mesh.ParseIdentity(in.Identity); err == nil {

@@ -15,16 +15,16 @@ import (
 const maxWays = 16
 
 // leave is about a connection that a pod opens.
-func (n *Node) leave(p Pod, dst netip.AddrPort) Answer {
-	a := n.begin()
-	self := a.self(p)
+func (n *Node) leave(q Question) Answer {
+	a, p, dst := n.begin(), q.Pod, q.Dst
+	self := a.self(p, q.Waypoint)
 	if self == nil {
 		a.refuse(reason.Newf(reason.UnknownSource, "serve", "", "%s.%s (%s)", p.ServiceAccount, p.Namespace, p.Name))
 		a.change("the control plane has to know the pod: look at culvert status")
 		return a.Answer
 	}
 	view := route.View(n.Mesh)
-	if !a.Captured && !tunnels(self) {
+	if !a.Captured && !q.Waypoint {
 		view = plain{n.Mesh}
 	}
 	flow := route.Flow{Source: self, Client: clientOf(self, dst), Dst: dst, Network: n.Network, Rand: first, Trace: new(route.Trace)}
@@ -55,10 +55,6 @@ func clientOf(w *mesh.Workload, dst netip.AddrPort) netip.AddrPort {
 	}
 	return netip.AddrPort{}
 }
-
-// tunnels reports whether a workload that no ztunnel serves tunnels by itself, as
-// waypoints do.
-func tunnels(w *mesh.Workload) bool { return w.NativeTunnel || w.Protocol == mesh.HBONE }
 
 // first is chance that always takes the first.
 func first(uint64) uint64 { return 0 }

@@ -53,6 +53,7 @@ func (p Pod) String() string { return p.Namespace + "/" + p.Name }
 // comes to it.
 type Question struct {
 	Pod      Pod            `json:"pod"`
+	Waypoint bool           `json:"waypoint,omitempty"` // the pod is a waypoint: no ztunnel serves it, it tunnels by itself
 	Dst      netip.AddrPort `json:"dst,omitzero"`
 	Arriving *Arriving      `json:"arriving,omitempty"`
 }
@@ -76,15 +77,17 @@ type Step struct {
 
 // Answer is what the ztunnel would do.
 type Answer struct {
-	Node     string   `json:"node"`
-	Captured bool     `json:"captured"` // the pod's connections pass through this ztunnel
-	Steps    []Step   `json:"steps"`
-	Ways     []Way    `json:"ways,omitempty"` // where an opened connection may go; one of them by chance
-	Allowed  bool     `json:"allowed"`
-	Reason   string   `json:"reason,omitempty"` // a word of the list that access logs use
-	Error    string   `json:"error,omitempty"`  // as the access log would say it
-	Policy   string   `json:"policy,omitempty"` // that decided, namespace/name
-	Change   []string `json:"change,omitempty"` // what would change the answer
+	Node     string `json:"node"`
+	Captured bool   `json:"captured"` // the pod's connections pass through this ztunnel
+	Steps    []Step `json:"steps"`
+	Ways     []Way  `json:"ways,omitempty"` // where an opened connection may go; one of them by chance
+	// Program is where an arriving connection is handed to the program in the pod.
+	Program netip.AddrPort `json:"program,omitzero"`
+	Allowed bool           `json:"allowed"`
+	Reason  string         `json:"reason,omitempty"` // a word of the list that access logs use
+	Error   string         `json:"error,omitempty"`  // as the access log would say it
+	Policy  string         `json:"policy,omitempty"` // that decided, namespace/name
+	Change  []string       `json:"change,omitempty"` // what would change the answer
 }
 
 // Way is one place that an opened connection may go to.
@@ -129,7 +132,7 @@ func (n *Node) Explain(q Question) Answer {
 	if q.Arriving != nil {
 		return n.arrive(q.Pod, *q.Arriving)
 	}
-	return n.leave(q.Pod, q.Dst)
+	return n.leave(q)
 }
 
 // answer is an Answer in the making.
@@ -151,11 +154,13 @@ func (a *answer) change(format string, args ...any) {
 
 // self says who the pod is, and what it has to do with this ztunnel; nil when the
 // control plane has not told.
-func (a *answer) self(p Pod) *mesh.Workload {
+func (a *answer) self(p Pod, waypoint bool) *mesh.Workload {
 	here, up := a.node.Pod(p.info())
 	a.Captured = here && up
 	w := a.node.Mesh.WorkloadByInfo(p.info(), "")
 	switch {
+	case waypoint && w != nil:
+		a.step("pod", p.String(), "a waypoint, which tunnels by itself as %s", w.Identity())
 	case here && !up:
 		a.step("pod", p.String(), "was handed to the ztunnel of %s, whose listeners in it are not open yet", a.node.Name)
 	case !here:
@@ -184,14 +189,26 @@ func (a *answer) certificate(id mesh.Identity) {
 // traced appends the steps of a decision of package route.
 func (a *answer) traced(steps []route.Step) {
 	for _, s := range steps {
-		step := a.step(s.What, s.Subject, "%s", s.Result)
+		step := a.step(s.What, strings.TrimPrefix(s.Subject, "/"), "%s", s.Result) // an address of the network without a name
+		ranked := differ(s.Candidates)
 		for _, c := range s.Candidates {
-			step.Detail = append(step.Detail, candidateText(c))
+			step.Detail = append(step.Detail, candidateText(c, ranked))
 		}
 	}
 }
 
-func candidateText(c route.Candidate) string {
+// differ reports whether some candidates are preferred to others.
+func differ(list []route.Candidate) bool {
+	ranks := map[int]bool{}
+	for _, c := range list {
+		if c.Excluded == "" {
+			ranks[c.Rank] = true
+		}
+	}
+	return len(ranks) > 1
+}
+
+func candidateText(c route.Candidate, ranked bool) string {
 	text := fmt.Sprintf("%s/%s", c.Workload.Namespace, c.Workload.Name)
 	if c.Workload.Node != "" {
 		text += " on " + c.Workload.Node
@@ -199,7 +216,10 @@ func candidateText(c route.Candidate) string {
 	if c.Port != 0 {
 		text += fmt.Sprintf(", port %d", c.Port)
 	}
-	text += fmt.Sprintf(", weight %d, rank %d", c.Weight, c.Rank)
+	text += fmt.Sprintf(", weight %d", c.Weight)
+	if ranked && c.Excluded == "" {
+		text += fmt.Sprintf(", rank %d", c.Rank)
+	}
 	switch {
 	case c.Excluded != "":
 		return text + ": cannot be used: " + c.Excluded
