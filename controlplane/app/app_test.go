@@ -383,7 +383,9 @@ func TestNack(t *testing.T) {
 func TestByName(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, t.TempDir())
-	p.write("a.yaml", podYAML("a", "10.0.0.1"))
+	// what is on the client's own node comes unasked
+	elsewhere := func(name, ip string) string { return strings.ReplaceAll(podYAML(name, ip), "node-1", "node-2") }
+	p.write("a.yaml", elsewhere("a", "10.0.0.1"))
 	p.eventually("the pod", func(r reports.Report) bool { return r.Resources[workloadpb.TypeURL] == 1 })
 	c := p.connect(node1)
 	const a = "Kubernetes//Pod/shop/a"
@@ -391,9 +393,9 @@ func TestByName(t *testing.T) {
 	c.next(workloadpb.TypeURL, nil, nil)
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: workloadpb.TypeURL, ResourceNamesSubscribe: []string{"/10.0.0.1", "/10.0.0.9"}})
 	c.next(workloadpb.TypeURL, []string{a}, []string{"/10.0.0.9"})
-	p.write("b.yaml", podYAML("b", "10.0.0.9"))
+	p.write("b.yaml", elsewhere("b", "10.0.0.9"))
 	c.next(workloadpb.TypeURL, []string{"Kubernetes//Pod/shop/b"}, nil)
-	p.write("a.yaml", podYAML("a", "10.0.0.5")) // the address is nobody's now
+	p.write("a.yaml", elsewhere("a", "10.0.0.5")) // the address is nobody's now
 	c.next(workloadpb.TypeURL, nil, []string{"/10.0.0.1"})
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: workloadpb.TypeURL, ResourceNamesUnsubscribe: []string{"/10.0.0.9"}, ResourceNamesSubscribe: []string{a}})
 	c.next(workloadpb.TypeURL, []string{a}, nil)
