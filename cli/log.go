@@ -28,12 +28,21 @@ func logCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "log",
 		Short: "Show who talked to whom: the access log of all proxies, merged",
-		Args:  cobra.NoArgs,
+		Long: `Show who talked to whom: the access log of all proxies, merged.
+
+With --failed POD: the latest connections from or to the pod that failed, as its
+node's ztunnel remembers them, with how far each got and where its time went.
+
+With --level COMPONENT: the component's log levels; with SCOPE=LEVEL as well, they
+are changed while it runs.`,
+		Example: "  culvert log --errors\n  culvert log --failed shop/frontend\n  culvert log --level ztunnel-node-1 proxy=debug",
+		Args:    cobra.ArbitraryArgs,
 	}
 	name, out := nameFlag(e, c), outputFlag(c)
 	var f logFilter
 	var follow bool
 	var last int
+	var failed, level string
 	fl := c.Flags()
 	fl.BoolVarP(&follow, "follow", "f", false, "go on with what happens from now on")
 	fl.IntVar(&last, "last", 50, "only so many of the newest lines; 0 = all")
@@ -43,10 +52,22 @@ func logCommand(e *env) *cobra.Command {
 	fl.StringVar(&f.direction, "direction", "", "inbound or outbound")
 	fl.StringVar(&f.service, "service", "", "only lines whose destination service is like this")
 	fl.BoolVar(&f.errors, "errors", false, "only what was refused or failed")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	fl.StringVar(&failed, "failed", "", "the latest failed connections of this pod, with timings")
+	fl.StringVar(&level, "level", "", "show or change the log levels of a component, or of the ztunnel of a pod's node")
+	c.MarkFlagsMutuallyExclusive("failed", "level")
+	c.RunE = func(c *cobra.Command, args []string) error {
 		client, err := laptop.NewClient(*name)
 		if err != nil {
 			return err
+		}
+		if level != "" {
+			return changeLevels(c.Context(), e, out, client, level, args)
+		}
+		if len(args) > 0 {
+			return laptop.WithHint(fmt.Errorf("log takes no argument %q", args[0]), "culvert log --pod %s", args[0])
+		}
+		if failed != "" {
+			return showFailed(c.Context(), e, out, client, failed, last, follow)
 		}
 		st, err := client.Status(c.Context())
 		if err != nil {

@@ -27,6 +27,7 @@ func (a *App) adminServer() *admin.Server {
 	s.Dump("certificates", func() any { return a.certs.Snapshot() })
 	s.Dump("workloadState", a.dumpPods)
 	s.Dump("config", a.dumpConfig)
+	s.Dump("handover", a.dumpHandover)
 	s.Dump("staticConfig", func() any { return map[string]any{"localXdsPath": a.cfg.LocalXDSPath} })
 	s.Dump("version", dumpVersion)
 	s.Handle("/debug/failures", "the latest failed connections; ?pod=NAMESPACE/NAME, ?since=RFC 3339 (JSON)", http.HandlerFunc(a.failures))
@@ -46,7 +47,7 @@ func (a *App) failures(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	writeJSON(w, a.node.Failures(func(f *proxy.Failure) bool { return (pod == "" || f.Pod == pod) && f.Time.After(since) }))
+	writeJSON(w, a.node.Failures(func(f *proxy.Failure) bool { return (pod == "" || f.Involves(pod)) && f.Time.After(since) }))
 }
 
 func (a *App) tunnels(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.node.Tunnels()) }

@@ -43,12 +43,22 @@ type Failure struct {
 	Timings     Timings   `json:"timings"`
 }
 
+// Involves reports whether a pod, "namespace/name", is on either side.
+func (f *Failure) Involves(pod string) bool {
+	return f.Pod == pod || f.Source.is(pod) || f.Destination.is(pod)
+}
+
 // FailedEnd is one side of a Failure.
 type FailedEnd struct {
 	Addr      string `json:"addr,omitempty"`
 	Workload  string `json:"workload,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	Identity  string `json:"identity,omitempty"`
+}
+
+func (e *FailedEnd) is(pod string) bool {
+	namespace, name, _ := strings.Cut(pod, "/")
+	return e.Workload == name && e.Namespace == namespace
 }
 
 // Timings are milliseconds; what was not reached, or not waited for, is left out.

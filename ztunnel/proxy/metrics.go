@@ -25,6 +25,7 @@ type Metrics struct {
 	node       *Node
 	failures   *prometheus.CounterVec
 	handshakes *prometheus.CounterVec
+	abuse      *prometheus.CounterVec
 	queueing   delays
 
 	mu     sync.Mutex
@@ -63,9 +64,13 @@ func NewMetrics(reg prometheus.Registerer, n *Node) *Metrics {
 			Name: "culvert_ztunnel_handshake_failures_total",
 			Help: "Tunnels that could not be made, by reason.",
 		}, []string{"role", "reason"}),
+		abuse: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "culvert_ztunnel_tunnel_abuse_total",
+			Help: "Peers that lost a tunnel or were refused one because they did too much of something, by what.",
+		}, []string{"reason"}),
 		dryRun: map[mesh.PolicyName]uint64{},
 	}
-	reg.MustRegister(m.failures, m.handshakes, m)
+	reg.MustRegister(m.failures, m.handshakes, m.abuse, m)
 	n.Observed = m
 	return m
 }
@@ -94,6 +99,13 @@ func (m *Metrics) dialFailed(_ hbone.Peer, err error) { m.handshakeFailed(client
 
 // acceptFailed is h2.ServerConfig.ConnError.
 func (m *Metrics) acceptFailed(_ netip.AddrPort, err error) { m.handshakeFailed(server, err) }
+
+// abused is h2.ServerConfig.Abused.
+func (m *Metrics) abused(_ netip.AddrPort, what h2.Abuse) {
+	if m != nil {
+		m.abuse.WithLabelValues(string(what)).Inc()
+	}
+}
 
 // queued is h2.Settings.QueueDelay.
 func (m *Metrics) queued(d time.Duration) {

@@ -24,6 +24,10 @@ type Settings struct {
 	PingInterval    time.Duration // between keepalive PINGs; default 10 s, negative for none
 	PingTimeout     time.Duration // for the answer to a PING; default 20 s
 	FreezeTimeout   time.Duration // the same while the peer's kernel still answers: its process stands still; default 2 min
+
+	// QueueDelay, unless nil, is told how long data that had to wait for its turn
+	// has waited. It is called often and must be quick.
+	QueueDelay func(time.Duration)
 }
 
 // PoolConfig configures a Pool.

@@ -282,8 +282,12 @@ func (c *conn) noteDelay(s *stream) {
 		c.queueing -= c.queueing / 8
 		return
 	}
-	c.queueing += (time.Since(s.submitted) - c.queueing) / 8
+	waited := time.Since(s.submitted)
+	c.queueing += (waited - c.queueing) / 8
 	s.submitted = time.Time{}
+	if c.settings.QueueDelay != nil {
+		c.settings.QueueDelay(waited)
+	}
 }
 
 // reserveBlock borrows a block and takes as much as it holds off the windows,
