@@ -13,6 +13,7 @@ import (
 type Readiness struct {
 	mu      sync.Mutex
 	pending map[*gate]struct{}
+	note    func() string // nil = none
 }
 
 // gate is told apart by its address: two gates may share a name.
@@ -51,6 +52,24 @@ func (r *Readiness) Pending() []string {
 	return names
 }
 
+// SetNote has a line added to the answer of who is ready, while note returns one.
+// note may be called from any goroutine.
+func (r *Readiness) SetNote(note func() string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.note = note
+}
+
+func (r *Readiness) about() string {
+	r.mu.Lock()
+	note := r.note
+	r.mu.Unlock()
+	if note == nil {
+		return ""
+	}
+	return note()
+}
+
 // ServeHTTP answers 200 "ready" or 500 "not ready, pending: a, b".
 func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
@@ -62,6 +81,9 @@ func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	pending := r.Pending()
 	if len(pending) == 0 {
 		fmt.Fprint(w, "ready\n")
+		if note := r.about(); note != "" {
+			fmt.Fprintln(w, note)
+		}
 		return
 	}
 	w.WriteHeader(http.StatusInternalServerError)

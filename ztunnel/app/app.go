@@ -6,9 +6,10 @@
 //	                                         └──▶ access log, metrics, admin
 //
 // A ztunnel asks the node agent for pods only after the control plane has told it
-// the mesh, and goes on with what it knows when the control plane is away. Its
-// ports are opened so that a successor can start beside it; at the end it stops
-// accepting, and connections may go on until the drain time is over.
+// the mesh, or its predecessor has left what it knew (handover.go, state.go), and
+// goes on with what it knows when the control plane is away. A successor takes over
+// its sockets and starts beside it; at the end it stops accepting, and connections
+// may go on until the drain time is over.
 package app
 
 import (
@@ -22,6 +23,8 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,6 +32,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/accesslog"
 	"github.com/culvert-mesh/culvert/pkg/admin"
 	"github.com/culvert-mesh/culvert/pkg/certs"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -85,9 +89,22 @@ type App struct {
 	tcp      *metrics.TCP
 	node     *proxy.Node
 	pods     *inpod.Pods
-	own      *proxy.Pod  // ztunnel's own; nil when it does not know its name
-	zds      *zds.Client // nil without a node agent
-	learned  func()      // opens the gate "state manager"
+	own      *proxy.Pod    // ztunnel's own; nil when it does not know its name
+	zds      *zds.Client   // nil without a node agent
+	learned  func()        // opens the gate "state manager"
+	known    chan struct{} // closed when the mesh is known
+	knowOnce sync.Once
+
+	stores   handover.Stores
+	saver    *saver
+	restored atomic.Pointer[restored] // what the predecessor left; nil = nothing
+	status   status
+	allUp    atomic.Bool // every pod of the node, at some time
+	leaving  atomic.Pointer[handover.State]
+	until    atomic.Pointer[time.Time] // when what is open will be cut off
+	yield    context.CancelFunc
+	yielded  context.Context // ends when our own ports are left to a successor
+
 	quit     context.CancelFunc
 	quitting context.Context // ends when an administrator asks for it
 }
@@ -95,15 +112,18 @@ type App struct {
 // New builds a ztunnel that logs to out. It starts nothing, but reads the local
 // workload file if there is one.
 func New(cfg Config, out *logging.Writer) (*App, error) {
-	a := &App{cfg: cfg, out: out, ready: admin.NewReadiness(), store: workloads.New()}
+	a := &App{cfg: cfg, out: out, ready: admin.NewReadiness(), store: workloads.New(),
+		known: make(chan struct{}), status: status{wake: make(chan struct{}, 1)}}
 	a.quitting, a.quit = context.WithCancel(context.Background())
+	a.yielded, a.yield = context.WithCancel(context.Background())
+	a.ready.SetNote(a.staleness)
 	if err := a.buildLog(); err != nil {
 		return nil, err
 	}
 	a.registry = metrics.NewRegistry("ztunnel", run.Version())
 	metrics.LogDrops(a.registry, out.Dropped)
 	a.learned, _ = a.ready.Gate("state manager")
-	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildNode, a.buildPods} {
+	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildStores, a.buildNode, a.buildDNS, a.buildPods} {
 		if err := build(); err != nil {
 			return nil, err
 		}
@@ -136,12 +156,16 @@ func (a *App) buildNode() error {
 		Metrics:  a.tcp,
 		Access:   accesslog.New(a.out, a.format(), a.levels),
 		Budget:   hbone.NewBudget(bufferBudget),
-		Resolver: net.DefaultResolver,
 		Lookups:  metrics.NewOnDemandDNS(a.registry),
 		Demand:   a.demand,
 		Log:      logging.Scope(a.log, "proxy"),
 	}
 	proxy.NewMetrics(a.registry, a.node)
+	a.buildSaver()
+	a.node.Store = a.stores
+	if a.xds != nil {
+		a.node.Absence = &absence{a.xds, a.certs}
+	}
 	if info, id, ok := a.cfg.Own(); ok {
 		a.own = a.node.NewOwn(info, id, nil)
 	}
@@ -156,6 +180,8 @@ func (a *App) settings() proxy.Settings {
 	s := proxy.Settings{
 		NodeName:     c.NodeName,
 		Network:      c.Network,
+		Cluster:      c.Cluster,
+		TrustDomain:  c.TrustDomain,
 		Mark:         c.Mark,
 		ReusePort:    c.ReusePort,
 		IPv6:         c.IPv6,
@@ -193,7 +219,7 @@ func (a *App) buildPods() error {
 		New: func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) inpod.Proxy {
 			return a.node.NewPod(uid, info, ns)
 		},
-		Ready:    ready,
+		Ready:    func() { ready(); a.serves() },
 		NotReady: notReady,
 		Metrics:  inpod.NewMetrics(a.registry),
 		Log:      logging.Scope(a.log, "inpod"),
@@ -209,6 +235,7 @@ func (a *App) buildPods() error {
 func (a *App) Run(ctx context.Context) error {
 	defer a.close()
 	a.greet()
+	a.attach()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.quitting, cancel)()
@@ -230,23 +257,45 @@ func (a *App) addParts(g *run.Group) {
 	a.addIdentity(g)
 	g.Add("metrics series", a.tcp.Run)
 	g.Add("policy", a.node.Recheck)
-	g.Add("admin", a.adminServer().Run)
+	for _, s := range a.stores {
+		g.Add("store of sockets", s.Run)
+	}
+	if len(a.stores) > 0 {
+		g.Add("state", a.saver.Run)
+		g.Add("status", a.report)
+	}
+	g.Add("admin", a.untilYield(a.adminServer().Run))
 	everywhere := netip.IPv6Unspecified().String()
 	if !a.cfg.IPv6 {
 		everywhere = netip.IPv4Unspecified().String()
 	}
-	g.Add("metrics", admin.NewMetricsServer(a.server(everywhere, a.cfg.StatsPort), metrics.Handler(a.registry)).Run)
-	g.Add("readiness", admin.NewReadinessServer(a.server(everywhere, a.cfg.ReadyPort), a.ready).Run)
+	g.Add("metrics", a.untilYield(admin.NewMetricsServer(a.server(everywhere, a.cfg.StatsPort), metrics.Handler(a.registry)).Run))
+	g.Add("readiness", a.untilYield(admin.NewReadinessServer(a.server(everywhere, a.cfg.ReadyPort), a.ready).Run))
 }
 
 func (a *App) awaitSnapshot(ctx context.Context) error {
 	select {
 	case <-a.xds.FirstSnapshot():
-		a.learned()
+		a.know()
 		a.log.Info("the mesh is known")
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// know says that the mesh is known.
+func (a *App) know() {
+	a.knowOnce.Do(func() {
+		close(a.known)
+		a.learned()
+	})
+}
+
+// serves says that every pod of the node is served.
+func (a *App) serves() {
+	if !a.allUp.Swap(true) {
+		a.status.poke()
+	}
 }
 
 // serve serves the node's pods and ztunnel's own until serving ends, and then
@@ -274,7 +323,8 @@ func (a *App) serveOwn(ctx, serving context.Context) error {
 		case <-serving.Done():
 		case <-ctx.Done():
 		}
-		deadline, done := context.WithTimeout(ctx, a.cfg.DrainTime)
+		// Whoever scrapes us keeps a connection open; it leads to a successor next.
+		deadline, done := context.WithTimeout(ctx, min(a.cfg.DrainTime, leaveTime))
 		defer done()
 		a.own.Drain(deadline)
 		return nil
@@ -285,7 +335,7 @@ func (a *App) serveOwn(ctx, serving context.Context) error {
 func (a *App) servePods(ctx, serving context.Context) error {
 	if a.xds != nil {
 		select {
-		case <-a.xds.FirstSnapshot():
+		case <-a.known:
 		case <-serving.Done():
 			return nil
 		}
@@ -297,13 +347,12 @@ func (a *App) servePods(ctx, serving context.Context) error {
 	} else {
 		g.Add("stop", func(ctx context.Context) error { <-ctx.Done(); return nil })
 	}
-	err := g.Run(serving)
-
-	a.log.Info("draining", "deadline", a.cfg.DrainTime)
-	deadline, done := context.WithTimeout(ctx, a.cfg.DrainTime)
-	defer done()
-	a.pods.Drain(deadline)
-	return err
+	// The agent is listened to until the last connection has ended: pods may leave.
+	return g.RunFront(serving, "pods", func(_, serving context.Context) error {
+		<-serving.Done()
+		a.leave(ctx)
+		return nil
+	})
 }
 
 func (a *App) close() {
@@ -318,9 +367,6 @@ func (a *App) greet() {
 	c := a.cfg
 	a.log.Info("starting", "version", run.Version(), "go", runtime.Version(), "node", c.NodeName, "network", c.Network,
 		"xds", c.XDS.Address, "ca", c.CA.Address)
-	if c.DNSCapture {
-		a.log.Warn("DNS capture is asked for but not served: the node agent must not redirect DNS")
-	}
 }
 
 // server is one of the ports. A successor may open it while we still do.

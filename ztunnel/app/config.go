@@ -55,6 +55,7 @@ type Config struct {
 
 	KeepAlive   KeepAlive
 	DrainTime   time.Duration // after SIGTERM open connections may go on for so long
+	Handover    Handover
 	OrigSrc     OrigSrc
 	IPv6        bool // false: listeners take IPv4 only
 	AppLoopback bool // PROXY application tunnels are reached on loopback
@@ -70,7 +71,10 @@ type Config struct {
 	ReadyPort  uint16
 	Metadata   map[string]string // of the xDS node
 	OnDemand   bool              // the control plane is asked for what connections need, instead of everything
-	DNSCapture bool              // asked for by proxy metadata; not served
+	DNSCapture bool              // the pods' DNS is answered
+	DNSAddrs   []netip.AddrPort  // where: on loopback, IPv4 first
+	// PreferredNamespace is whose services go before others of the same hostname.
+	PreferredNamespace string
 }
 
 // KeepAlive is the TCP keepalive of application sockets.
@@ -118,6 +122,7 @@ func ParseConfig(environment []string) (Config, error) {
 		Metadata:  pc.ProxyMetadata,
 	}
 	c.readMetadata(e)
+	c.readDNS(e)
 	c.readIdentity(e)
 	c.readPod(e)
 	c.readControlPlane(e, pc)
@@ -143,7 +148,6 @@ func (c *Config) readMetadata(e *environ.Env) {
 			delete(c.Metadata, name)
 		}
 	}
-	c.DNSCapture = c.Metadata["DNS_CAPTURE"] == "true"
 }
 
 func (c *Config) readIdentity(e *environ.Env) {
@@ -190,6 +194,7 @@ func (c *Config) readPod(e *environ.Env) {
 		UserTimeout: e.Bool("USER_TIMEOUT_ENABLED", false),
 	}
 	c.DrainTime = e.Duration("CONNECTION_TERMINATION_DEADLINE", e.DrainTime(5*time.Second))
+	c.readHandover(e)
 }
 
 func (c *Config) readControlPlane(e *environ.Env, pc proxyConfig) {
@@ -261,7 +266,7 @@ func (c *Config) readLogging(e *environ.Env) {
 func (c *Config) refuseUnsupported(e *environ.Env) {
 	e.Refuse("PROXY_MODE", e.Text("PROXY_MODE", "shared") != "shared")
 	if c.OnDemand = e.Bool("XDS_ON_DEMAND", false); c.OnDemand && c.DNSCapture {
-		e.Failf("XDS_ON_DEMAND", "cannot go together with ISTIO_META_DNS_CAPTURE=true: mesh names are answered only by who knows them all")
+		e.Failf("XDS_ON_DEMAND", "needs ISTIO_META_DNS_CAPTURE=false: mesh names are answered only by who knows them all")
 	}
 	e.Refuse("UNSTABLE_ENABLE_SOCKS5", e.Bool("UNSTABLE_ENABLE_SOCKS5", false))
 	e.Refuse("ENABLE_PROXY", !e.Bool("ENABLE_PROXY", true))

@@ -60,6 +60,7 @@ func (a *App) buildXDS() (err error) {
 		Types:        []xds.Subscription{addresses, discovery.Policies(a.store)},
 		Log:          logging.Scope(a.log, "xds"),
 		Metrics:      metrics.NewXDS(a.registry),
+		Applied:      a.applied,
 	})
 	if err != nil {
 		return fmt.Errorf("XDS_ADDRESS: %w", err)

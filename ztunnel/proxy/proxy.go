@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/pkg/accesslog"
 	"github.com/culvert-mesh/culvert/pkg/certs"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
@@ -41,6 +43,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
 	"github.com/culvert-mesh/culvert/pkg/workloads/discovery"
+	"github.com/culvert-mesh/culvert/ztunnel/dns"
 )
 
 const (
@@ -58,6 +61,8 @@ type Mesh interface {
 	Wait(ctx context.Context, cond func(workloads.View) bool) error
 	// Changed returns a channel that is closed at the next change.
 	Changed() <-chan struct{}
+	// PoliciesIn returns the policies of a namespace that select by labels.
+	PoliciesIn(namespace string) []*mesh.Policy
 }
 
 // Resolver finds the addresses of a hostname. *net.Resolver is one.
@@ -69,14 +74,17 @@ type Resolver interface {
 type Settings struct {
 	NodeName     string // only workloads of this node are local; "" = of any
 	Network      mesh.Network
-	Mark         uint32 // SO_MARK of every socket
-	ReusePort    bool   // a successor may listen on the same ports
-	IPv6         bool   // false: listen on IPv4 only
-	OrigSrc      bool   // applications see the client's address
-	OrigSrcMust  bool   // and a namespace where that is impossible is an error
-	AppLoopback  bool   // PROXY application tunnels are reached on loopback
-	Baggage      bool   // answer a CONNECT with baggage
-	LogPolicy    bool   // log policy decisions at info level
+	Cluster      mesh.Cluster
+	TrustDomain  string           // of a pod that the control plane has not told
+	Mark         uint32           // SO_MARK of every socket
+	ReusePort    bool             // a successor may listen on the same ports
+	IPv6         bool             // false: listen on IPv4 only
+	OrigSrc      bool             // applications see the client's address
+	OrigSrcMust  bool             // and a namespace where that is impossible is an error
+	AppLoopback  bool             // PROXY application tunnels are reached on loopback
+	Baggage      bool             // answer a CONNECT with baggage
+	DNSAddrs     []netip.AddrPort // on loopback; where DNS is answered if Node.DNS is set
+	LogPolicy    bool             // log policy decisions at info level
 	KeepAlive    net.KeepAliveConfig
 	UserTimeout  time.Duration // TCP_USER_TIMEOUT of application sockets; 0 = the kernel's
 	MaxStreams   int           // per tunnel connection that we open
@@ -97,8 +105,11 @@ type Node struct {
 	Access   *accesslog.Logger
 	Budget   *hbone.Budget
 	Resolver Resolver
+	DNS      *dns.Node            // answers the pods' DNS; nil = nobody does
 	Lookups  *metrics.OnDemandDNS // of Resolver; nil counts none
 	Demand   *discovery.Demand    // nil where the control plane tells everything
+	Store    handover.Stores      // keeps the pods' sockets for a successor; may be empty
+	Absence  Absence              // nil where there is no control plane
 	Log      *slog.Logger
 
 	sources  sources
@@ -118,7 +129,10 @@ type Pod struct {
 	own  mesh.Identity // of ztunnel itself; zero for the node's pods
 
 	outbound, plaintext, inbound *listener
+	dns                          *podDNS // nil = names are not answered
+	socks                        sockets
 	origSrc                      bool // the namespace lets us bind foreign addresses
+	loop6                        bool // its loopback has IPv6
 
 	pool   *h2.Pool
 	server *h2.Server
@@ -128,6 +142,7 @@ type Pod struct {
 	cut     context.CancelCauseFunc
 	flows   sync.WaitGroup // connections of outbound and plaintext
 	telling atomic.Pointer[baggage]
+	standIn atomic.Pointer[mesh.Workload] // the workload while nobody tells it
 	once    sync.Once
 }
 
@@ -137,6 +152,7 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 	p := &Pod{node: n, uid: uid, info: info, ns: ns}
 	p.ends, p.cut = context.WithCancelCause(context.Background())
 	s := n.Settings
+	s.HTTP2.QueueDelay = n.Observed.queued
 	p.pool = h2.NewPool(h2.PoolConfig{
 		Dial:           p.dialTunnel,
 		TLS:            p.clientTLS,
@@ -147,6 +163,7 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 		Settings:       s.HTTP2,
 		Budget:         n.Budget,
 		Log:            n.Log,
+		ConnError:      n.Observed.dialFailed,
 	})
 	p.server = h2.NewServer(h2.ServerConfig{
 		TLS:       p.serverTLS,
@@ -156,6 +173,7 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 		Budget:    n.Budget,
 		Log:       n.Log,
 		ConnError: p.refusedTunnel,
+		Abused:    n.Observed.abused,
 	})
 	return p
 }
@@ -189,6 +207,7 @@ type port struct {
 // stays open.
 func (p *Pod) Listen(ctx context.Context) error {
 	p.origSrc = p.node.Settings.OrigSrc && p.own.IsZero()
+	p.loop6 = p.origSrc && hasLoopback6(p.ns)
 	err := p.listenAll(ctx)
 	if err != nil && p.origSrc && !p.node.Settings.OrigSrcMust && errors.Is(err, unix.EPERM) {
 		p.origSrc = false
@@ -198,12 +217,19 @@ func (p *Pod) Listen(ctx context.Context) error {
 }
 
 func (p *Pod) listenAll(ctx context.Context) (err error) {
+	p.takeSockets()
+	defer p.socks.putBack()
 	for _, l := range p.ports() {
 		if *l.slot, err = p.listen(ctx, l.number); err != nil {
 			p.closeListeners()
 			return err
 		}
 	}
+	if err := p.listenDNS(ctx); err != nil {
+		p.closeListeners()
+		return err
+	}
+	p.Deposit()
 	return nil
 }
 
@@ -212,14 +238,19 @@ func (p *Pod) listen(ctx context.Context, port uint16) (*listener, error) {
 	if !p.node.Settings.IPv6 {
 		any = netip.IPv4Unspecified()
 	}
-	l, err := p.ns.Listen(ctx, netip.AddrPortFrom(any, port), netns.ListenOptions{
-		ReusePort:   p.node.Settings.ReusePort,
-		Mark:        p.node.Settings.Mark,
-		Transparent: p.origSrc,
-	})
-	if err != nil {
-		return nil, err
+	at, name := netip.AddrPortFrom(any, port), "tcp/"+strconv.Itoa(int(port))
+	l := p.adoptTCP(name, at)
+	if l == nil {
+		var err error
+		if l, err = p.ns.Listen(ctx, at, netns.ListenOptions{
+			ReusePort:   p.node.Settings.ReusePort,
+			Mark:        p.node.Settings.Mark,
+			Transparent: p.origSrc,
+		}); err != nil {
+			return nil, err
+		}
 	}
+	p.keep(name, l)
 	return newListener(l), nil
 }
 
@@ -236,6 +267,9 @@ func (p *Pod) Run(ctx context.Context) error {
 		g.Add("outbound", p.acceptOutbound)
 		g.Add("plaintext", p.acceptPlaintext)
 	}
+	if p.dns != nil {
+		g.Add("dns", p.serveDNS)
+	}
 	g.Add("inbound", p.acceptInbound)
 	g.Add("pool", p.pool.Run)
 	err := g.Run(p.ends)
@@ -250,6 +284,7 @@ func (p *Pod) Drain(ctx context.Context) {
 	stop := context.AfterFunc(ctx, p.Close)
 	defer stop()
 	p.stopAccepting(ctx)
+	p.flows.Go(func() { p.dns.drain(ctx) })
 	p.server.Drain(ctx)
 	p.flows.Wait()
 	p.pool.Drain(ctx)
@@ -279,6 +314,7 @@ func (p *Pod) Close() {
 	p.cut(reason.New(reason.Draining, "serve", p.info.String(), nil))
 	p.once.Do(func() {
 		p.closeListeners()
+		p.dns.close()
 		p.server.Close()
 		p.pool.Close()
 		p.ns.Close()
@@ -286,8 +322,13 @@ func (p *Pod) Close() {
 }
 
 // stopAccepting returns when every connection that the kernel had accepted is
-// being served.
+// being served, or is a successor's: who shares the socket accepts from the same
+// queue. Where no successor does, the socket must not stay open without us.
 func (p *Pod) stopAccepting(ctx context.Context) {
+	p.dns.stop()
+	if p.stored() {
+		p.node.Store.Release(p.key())
+	}
 	for _, l := range p.ports() {
 		(*l.slot).stop()
 	}
@@ -302,6 +343,13 @@ func (p *Pod) closeListeners() {
 			(*l.slot).Close()
 		}
 	}
+}
+
+// Open returns how many connections are open.
+func (p *Pod) Open() int {
+	p.conns.mu.Lock()
+	defer p.conns.mu.Unlock()
+	return len(p.conns.live)
 }
 
 // Info returns the pod's name.
@@ -330,22 +378,6 @@ func (n *Node) running() []*Pod {
 		pods = append(pods, p)
 	}
 	return pods
-}
-
-// workload returns the pod's own workload, waiting for it if it has not come yet.
-func (p *Pod) workload(ctx context.Context) (*mesh.Workload, error) {
-	find := func(v workloads.View) *mesh.Workload { return v.WorkloadByInfo(p.info, p.node.Settings.NodeName) }
-	if w := find(p.node.Mesh); w != nil {
-		return w, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
-	defer cancel()
-	var w *mesh.Workload
-	err := p.node.Mesh.Wait(ctx, func(v workloads.View) bool { w = find(v); return w != nil })
-	if err != nil {
-		return nil, reason.Newf(reason.UnknownSource, "serve", "", "%s.%s (%s)", p.info.ServiceAccount, p.info.Namespace, p.info.Name)
-	}
-	return w, nil
 }
 
 func (p *Pod) serverTLS(ctx context.Context) (*tls.Config, error) {
