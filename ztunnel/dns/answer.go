@@ -25,6 +25,9 @@ import (
 func Find(view workloads.View, zone Zone, client *mesh.Workload, q Question) Answer {
 	f := finder{view: view, zone: zone, domain: zone.domain(), client: client}
 	name := plain(q.Name)
+	if strings.Contains(name, `\`) { // a label holds what no hostname does
+		return Answer{}
+	}
 	switch q.Type {
 	case dns.TypeA, dns.TypeAAAA, dns.TypeANY:
 		return f.addresses(name, q.Type)

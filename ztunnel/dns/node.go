@@ -1,0 +1,120 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+)
+
+// Limits bound what the queries of a node use. A zero field is its default.
+type Limits struct {
+	CacheBytes int // of servers' answers; default 16 MiB
+	Waiting    int // queries that wait for somebody else; default 2048
+	PodWaiting int // the same, of one pod; default 256
+	Conns      int // connections over TCP; default 1024
+	PodConns   int // the same, of one pod; default 64
+}
+
+func (l Limits) orDefaults() Limits {
+	for _, f := range []struct {
+		v *int
+		d int
+	}{{&l.CacheBytes, 16 << 20}, {&l.Waiting, 2048}, {&l.PodWaiting, 256}, {&l.Conns, 1024}, {&l.PodConns, 64}} {
+		if *f.v <= 0 {
+			*f.v = f.d
+		}
+	}
+	return l
+}
+
+// NodeConfig configures a Node.
+type NodeConfig struct {
+	View workloads.View
+	Zone Zone
+	// Servers are the node's own name servers, asked when it is not known which one
+	// the pod meant.
+	Servers  func() []netip.AddrPort
+	Limits   Limits
+	Registry prometheus.Registerer
+	Log      *slog.Logger
+}
+
+// Node is what the pods of a node share.
+type Node struct {
+	cfg     NodeConfig
+	limits  Limits
+	cache   *cache
+	metrics *Metrics
+	waiting gate
+	conns   gate
+}
+
+// NewNode registers the metrics. It starts nothing.
+func NewNode(cfg NodeConfig) *Node {
+	l := cfg.Limits.orDefaults()
+	n := &Node{cfg: cfg, limits: l, cache: newCache(l.CacheBytes), metrics: NewMetrics(cfg.Registry)}
+	n.waiting.max, n.conns.max = int64(l.Waiting), int64(l.Conns)
+	n.metrics.watch(cfg.Registry, n)
+	return n
+}
+
+// gate lets a number of things in at once.
+type gate struct {
+	n   atomic.Int64
+	max int64
+}
+
+func (g *gate) enter() bool {
+	if g.n.Add(1) > g.max {
+		g.n.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (g *gate) leave() { g.n.Add(-1) }
+
+// enterBoth enters a pod's gate and the node's, or neither.
+func enterBoth(pod, node *gate) bool {
+	if !pod.enter() {
+		return false
+	}
+	if !node.enter() {
+		pod.leave()
+		return false
+	}
+	return true
+}
+
+var (
+	errBusy          = errors.New("too many DNS queries wait for name servers")
+	errUnknownClient = errors.New("the mesh does not know this pod yet")
+)
+
+// PodConfig is what a Server is told of its pod.
+type PodConfig struct {
+	Name string // in the log
+	// Known returns the pod's workload, nil as long as it is not known. It must not
+	// block.
+	Known func() *mesh.Workload
+	// Learn waits for it until ctx ends.
+	Learn func(ctx context.Context) (*mesh.Workload, error)
+	Net   Net // opens sockets to name servers in the pod's namespace
+	// Original returns where a datagram was going that arrived at local from client.
+	Original func(local, client netip.AddrPort) (netip.AddrPort, error)
+}
+
+// NewServer returns the Server of a pod. It does nothing before Serve.
+func (n *Node) NewServer(cfg PodConfig) *Server {
+	s := &Server{node: n, cfg: cfg, forwarder: newForwarder(cfg.Net, n.cfg.Servers, n.cache), open: map[*conn]struct{}{}}
+	s.waiting.max, s.conns.max = int64(n.limits.PodWaiting), int64(n.limits.PodConns)
+	s.life, s.end = context.WithCancelCause(context.Background())
+	return s
+}

@@ -1,0 +1,258 @@
+package dns
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	idleTime  = 10 * time.Second // a connection without a query
+	writeTime = 5 * time.Second  // a client that does not read its answer
+	connQuery = 16               // queries of one connection at once
+)
+
+// buffers hold datagrams while they are looked at.
+var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
+
+// UDP is a socket that a Server answers on.
+type UDP struct {
+	conn *net.UDPConn
+	raw  interface {
+		Read(func(uintptr) bool) error
+	}
+	local    netip.AddrPort
+	stopping atomic.Bool
+	shared   atomic.Bool
+}
+
+// NewUDP wraps a socket that is bound to one address.
+func NewUDP(c *net.UDPConn) (*UDP, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &UDP{conn: c, raw: raw, local: addrPort(c.LocalAddr())}, nil
+}
+
+// Conn returns the socket, for whoever hands it on.
+func (u *UDP) Conn() *net.UDPConn { return u.conn }
+
+// Stop makes ServeUDP return. A successor that has a socket of its own on the
+// address gets every later datagram, and those that have arrived here are still
+// answered. With shared the successor has this very socket, and gets them too.
+func (u *UDP) Stop(shared bool) {
+	u.shared.Store(shared)
+	u.stopping.Store(true)
+	if !shared {
+		u.retire()
+	}
+	u.conn.SetReadDeadline(time.Unix(1, 0)) // wakes ServeUDP
+}
+
+// retire takes the socket out of its SO_REUSEPORT group without closing it: to one
+// that is connected the kernel gives only datagrams of its peer, which here is a
+// port that nobody sends from.
+func (u *UDP) retire() {
+	raw, err := u.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	var peer unix.Sockaddr = &unix.SockaddrInet4{Port: discard, Addr: [4]byte{127, 0, 0, 1}}
+	if u.local.Addr().Is6() {
+		peer = &unix.SockaddrInet6{Port: discard, Addr: netip.IPv6Loopback().As16()}
+	}
+	raw.Control(func(fd uintptr) { unix.Connect(int(fd), peer) })
+}
+
+// discard is the port of the discard service.
+const discard = 9
+
+// Close closes the socket. It may be called again.
+func (u *UDP) Close() { u.conn.Close() }
+
+// ServeUDP answers what arrives until u stops or closes.
+func (s *Server) ServeUDP(u *UDP) error {
+	for {
+		buf, n, client, err := u.receive()
+		switch {
+		case err == nil:
+			s.handle(buf[:n], from{local: u.local, client: client}, func(msg []byte) error {
+				_, err := u.conn.WriteToUDPAddrPort(msg, client)
+				return err
+			}, func() {})
+			buffers.Put(buf)
+		case errors.Is(err, net.ErrClosed), errors.Is(err, errStopped):
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		default:
+			s.node.cfg.Log.Warn("cannot receive", "pod", s.cfg.Name, "error", err)
+			if s.life.Err() != nil {
+				return nil
+			}
+			time.Sleep(receivePause)
+		}
+	}
+}
+
+// receivePause keeps a socket that fails from spinning.
+const receivePause = 5 * time.Millisecond
+
+var errStopped = errors.New("stopped")
+
+// receive waits for a datagram. The buffer is the caller's to give back; while
+// nothing has come there is none.
+func (u *UDP) receive() (buf *[maxMessage]byte, n int, client netip.AddrPort, err error) {
+	var sa unix.Sockaddr
+	take := func(fd uintptr) bool {
+		buf = buffers.Get().(*[maxMessage]byte)
+		n, sa, err = recvfrom(int(fd), buf[:])
+		if err == nil {
+			return true
+		}
+		buffers.Put(buf)
+		return err != unix.EAGAIN
+	}
+	switch {
+	case !u.stopping.Load():
+		if rerr := u.raw.Read(take); rerr != nil {
+			return nil, 0, client, rerr
+		}
+	case u.shared.Load():
+		return nil, 0, client, errStopped
+	default:
+		c, cerr := u.conn.SyscallConn()
+		if cerr == nil {
+			cerr = c.Control(func(fd uintptr) { take(fd) })
+		}
+		if cerr != nil || err == unix.EAGAIN {
+			return nil, 0, client, errStopped
+		}
+	}
+	if err != nil {
+		return nil, 0, client, os.NewSyscallError("recvfrom", err)
+	}
+	return buf, n, sender(sa), nil
+}
+
+func recvfrom(fd int, b []byte) (n int, sa unix.Sockaddr, err error) {
+	for {
+		n, sa, err = unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+		if err != unix.EINTR {
+			return n, sa, err
+		}
+	}
+}
+
+func sender(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	var ap netip.AddrPort
+	switch a := a.(type) {
+	case *net.UDPAddr:
+		ap = a.AddrPort()
+	case *net.TCPAddr:
+		ap = a.AddrPort()
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// conn is a client's connection over TCP.
+type conn struct {
+	*net.TCPConn
+	from  from
+	slots chan struct{} // queries under way
+
+	mu sync.Mutex // one answer at a time
+}
+
+// ServeConn answers the queries of a connection, which it closes when the client has
+// no more or is idle. dialled is where the client wanted to go.
+func (s *Server) ServeConn(tcp *net.TCPConn, dialled netip.AddrPort) {
+	if !enterBoth(&s.conns, &s.node.conns) {
+		s.refuse(refusedConns)
+		tcp.SetLinger(0)
+		tcp.Close()
+		return
+	}
+	defer s.node.conns.leave()
+	defer s.conns.leave()
+	c := &conn{TCPConn: tcp, slots: make(chan struct{}, connQuery)}
+	c.from = from{local: addrPort(tcp.LocalAddr()), client: addrPort(tcp.RemoteAddr()), tcp: true, dialled: dialled}
+	s.flows.Add(1)
+	defer s.flows.Done()
+	defer c.Close()
+	if !s.keep(c) {
+		return
+	}
+	defer s.forget(c)
+	s.serveConn(c)
+	for range connQuery { // those under way still get their answers
+		select {
+		case c.slots <- struct{}{}:
+		case <-s.life.Done():
+			return
+		}
+	}
+}
+
+func (s *Server) serveConn(c *conn) {
+	for {
+		c.SetReadDeadline(time.Now().Add(idleTime))
+		if s.drains.Load() { // looked at afterwards, so that Drain is not undone
+			c.SetReadDeadline(time.Unix(1, 0))
+		}
+		raw, err := readMessage(c)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+				s.node.cfg.Log.Debug("connection ended", "pod", s.cfg.Name, "error", err)
+			}
+			return
+		}
+		select {
+		case c.slots <- struct{}{}:
+		case <-s.life.Done():
+			return
+		}
+		s.handle(raw, c.from, c.deliver, func() { <-c.slots })
+	}
+}
+
+func (c *conn) deliver(msg []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.SetWriteDeadline(time.Now().Add(writeTime))
+	err := writeMessage(c, msg)
+	if err != nil {
+		c.Close()
+	}
+	return err
+}
+
+func (s *Server) keep(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open[c] = struct{}{}
+	return s.life.Err() == nil
+}
+
+func (s *Server) forget(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+}
