@@ -43,7 +43,7 @@ type list []string
 func (l *list) String() string     { return strings.Join(*l, ",") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
-// ParseConfig reads flags; NODE_NAME and ZTUNNEL_UDS_ADDRESS of the environment
+// ParseConfig reads flags; NODE_NAME, ZTUNNEL_UDS_ADDRESS and AMBIENT_DNS_CAPTURE of the environment
 // are the defaults of --node and --zds. Usage goes to out.
 func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	env := environ.New(environment)
@@ -63,7 +63,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.NetnsDir, "netns-dir", "", "folder of pods' network namespaces, named by pod UID")
 	fs.StringVar(&c.Eligibility, "eligibility", "", "file to keep the list of pods in the mesh in")
 	fs.StringVar(&admin, "admin-listen", "", "address for health, metrics and status, such as :15014")
-	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", false, "capture DNS of pods that do not say otherwise")
+	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", env.Bool("AMBIENT_DNS_CAPTURE", true), "capture DNS of pods that do not say otherwise")
 	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "also let probes pass that the host rewrites to 169.254.7.127")
 	fs.Var(&excluded, "exclude-namespace", "namespace that is never in the mesh (repeatable; default kube-system)")
 	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel")
@@ -71,6 +71,9 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&format, "log-format", "plain", "log format: plain or json")
 	if err := fs.Parse(args); err != nil {
 		return Config{}, fmt.Errorf("flags: %w", err)
+	}
+	if err := env.Err(); err != nil {
+		return Config{}, err
 	}
 	if len(excluded) > 0 {
 		c.Enroll.ExcludedNamespaces = excluded
