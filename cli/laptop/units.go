@@ -20,8 +20,17 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
-// drainTime is how long a component may take to end; ztunnel is told the same.
-const drainTime = 30 * time.Second
+// drainTime is how long a component may take to end, and overlapTime how long a
+// ztunnel that has a successor: connections through it may be long. ztunnel is
+// told the same.
+const (
+	drainTime   = 30 * time.Second
+	overlapTime = time.Hour
+)
+
+// ztunnelRestart is how soon a ztunnel that died is started again: connections
+// wait for it in the queues of the sockets that the agent holds.
+const ztunnelRestart = 5 * time.Millisecond
 
 func ztunnelName(node string) string { return "ztunnel-" + node }
 func agentName(node string) string   { return "agent-" + node }
@@ -40,7 +49,7 @@ func (m *Mesh) buildUnits() error {
 			return err
 		}
 		s.Log, s.Spawner = w, m.spawner
-		s.Drain = drainTime + 5*time.Second
+		s.Drain = max(s.Drain, drainTime) + 5*time.Second
 		var last supervise.Status
 		m.units = append(m.units, supervise.New(s, func(now supervise.Status) {
 			m.tellUnit(last, now)
@@ -111,9 +120,10 @@ func (m *Mesh) ztunnelSpec(n *fabric.Node) supervise.Spec {
 		"NODE_NAME=" + n.Name, "POD_NAME=" + ztunnelName(n.Name), "POD_NAMESPACE=" + systemNamespace, "SERVICE_ACCOUNT=" + ztunnelAccount,
 		"INSTANCE_IP=" + fabric.NodeAddrs(n.Number).V4.String(), "CLUSTER_ID=" + string(mesh.DefaultCluster),
 		"TRUST_DOMAIN=" + mesh.DefaultTrustDomain, "LOG_FORMAT=json", "RUST_LOG=info",
-		fmt.Sprintf("TERMINATION_GRACE_PERIOD_SECONDS=%d", int(drainTime.Seconds())),
+		fmt.Sprintf("TERMINATION_GRACE_PERIOD_SECONDS=%d", int(overlapTime.Seconds())),
 	}
 	s.NS = n.NS
+	s.Drain, s.Restart = overlapTime, ztunnelRestart
 	s.Ready = func(ctx context.Context, pid int) error {
 		if _, err := os.Stat(m.dir.RootCert()); err != nil {
 			return errors.New("the control plane has not written its root certificate yet")

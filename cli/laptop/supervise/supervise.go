@@ -12,6 +12,7 @@
 package supervise
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,8 @@ type Spec struct {
 	Env     []string
 	NS      *netns.NS // nil = the supervisor's own
 	Log     io.Writer // standard output and error
-	Drain   time.Duration
+	Drain   time.Duration // how long a process may take to end when it is told to
+	Restart time.Duration // before the first restart; 0 = 100 ms
 	Spawner *spawn.Spawner
 	// Ready asks whether the process with that number does its work. nil = as
 	// soon as it has started.
@@ -78,6 +80,8 @@ type Unit struct {
 	spec    Spec
 	changed func(Status) // nil = nobody listens
 	orders  chan order
+
+	leaving sync.WaitGroup // predecessors that drain
 
 	mu     sync.Mutex
 	status Status
@@ -145,7 +149,8 @@ func (u *Unit) order(ctx context.Context, o order) error {
 
 // Run keeps the component running until ctx ends, and then kills it.
 func (u *Unit) Run(ctx context.Context) error {
-	back := run.NewBackoff(minBackoff, maxBackoff)
+	back := run.NewBackoff(cmp.Or(u.spec.Restart, minBackoff), maxBackoff)
+	defer u.leaving.Wait()
 	defer u.set(func(s *Status) { s.State, s.PID = Stopped, 0 })
 	for ctx.Err() == nil {
 		p, err := u.start()
@@ -207,12 +212,16 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// stop asks the process to end, and kills it when it has not after drain.
-func (p *process) stop(drain time.Duration) {
+// stop asks the process to end, and kills it when it has not after drain or when
+// ctx ends.
+func (p *process) stop(ctx context.Context, drain time.Duration) {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	late := time.NewTimer(drain)
+	defer late.Stop()
 	select {
 	case <-p.done:
-	case <-time.After(drain):
+	case <-late.C:
+	case <-ctx.Done():
 	}
 	p.kill()
 }
@@ -275,7 +284,7 @@ func (u *Unit) ask(ctx context.Context, p *process) error {
 // carryOut returns the process that is in charge afterwards, nil for none.
 func (u *Unit) carryOut(ctx context.Context, o order, old *process) (*process, error) {
 	if o.gap {
-		old.stop(u.spec.Drain)
+		old.stop(ctx, u.spec.Drain)
 		return u.start()
 	}
 	next, err := u.start()
@@ -288,7 +297,7 @@ func (u *Unit) carryOut(ctx context.Context, o order, old *process) (*process, e
 		return old, fmt.Errorf("replace %s: the successor did not become ready: %w", u.spec.Name, err)
 	}
 	u.set(func(s *Status) { s.State, s.Replaced = Ready, s.Replaced+1 })
-	go old.stop(u.spec.Drain)
+	u.leaving.Go(func() { old.stop(ctx, u.spec.Drain) })
 	return next, nil
 }
 
