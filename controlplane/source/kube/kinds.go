@@ -1,0 +1,133 @@
+package kube
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	security "istio.io/api/security/v1beta1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/culvert-mesh/culvert/controlplane/source"
+	"github.com/culvert-mesh/culvert/controlplane/source/trim"
+	"github.com/culvert-mesh/culvert/pkg/reason"
+)
+
+// kind is one kind of object that is watched.
+type kind struct {
+	name     string // of the resource, such as "pods"
+	group    schema.GroupVersion
+	key      source.Kind
+	optional bool // defined by a custom resource definition that may not be there
+	bare     bool // metadata is all that is read, and all that is asked for
+	sample   runtime.Object
+	// trim returns the control plane's object, or what is wrong.
+	trim func(obj any) (source.Object, *source.Problem)
+}
+
+// definition is the name of the custom resource definition.
+func (k kind) definition() string { return k.name + "." + k.group.Group }
+
+var (
+	core      = schema.GroupVersion{Version: "v1"}
+	gatewayGV = schema.GroupVersion{Group: "gateway.networking.k8s.io", Version: "v1"}
+	istioGV   = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
+)
+
+// kinds is every kind that the control plane reads.
+func kinds() []kind {
+	return []kind{
+		{name: "namespaces", group: core, key: source.KindNamespace, bare: true, sample: &metav1.PartialObjectMetadata{},
+			trim: of(func(o *metav1.PartialObjectMetadata, m source.Meta) source.Object { return trim.Namespace(m) })},
+		{name: "nodes", group: core, key: source.KindNode, bare: true, sample: &metav1.PartialObjectMetadata{},
+			trim: of(func(o *metav1.PartialObjectMetadata, m source.Meta) source.Object { return trim.Node(m) })},
+		{name: "pods", group: core, key: source.KindPod, sample: &corev1.Pod{},
+			trim: of(func(o *corev1.Pod, m source.Meta) source.Object { return trim.Pod(o, m) })},
+		{name: "services", group: core, key: source.KindService, sample: &corev1.Service{},
+			trim: of(func(o *corev1.Service, m source.Meta) source.Object { return trim.Service(o, m) })},
+		{name: "gateways", group: gatewayGV, key: source.KindGateway, optional: true, sample: &gatewayv1.Gateway{},
+			trim: of(func(o *gatewayv1.Gateway, m source.Meta) source.Object { return trim.Gateway(o, m) })},
+		{name: "httproutes", group: gatewayGV, key: source.KindHTTPRoute, optional: true, sample: &gatewayv1.HTTPRoute{},
+			trim: of(func(o *gatewayv1.HTTPRoute, m source.Meta) source.Object { return trim.HTTPRoute(o, m) })},
+		{name: "authorizationpolicies", group: istioGV, key: source.KindAuthorizationPolicy, optional: true, sample: &custom{},
+			trim: message(func() *security.AuthorizationPolicy { return &security.AuthorizationPolicy{} },
+				func(spec *security.AuthorizationPolicy, m source.Meta) source.Object {
+					return &source.AuthorizationPolicy{Meta: m, Spec: spec}
+				})},
+		{name: "peerauthentications", group: istioGV, key: source.KindPeerAuthentication, optional: true, sample: &custom{},
+			trim: message(func() *security.PeerAuthentication { return &security.PeerAuthentication{} },
+				func(spec *security.PeerAuthentication, m source.Meta) source.Object {
+					return &source.PeerAuthentication{Meta: m, Spec: spec}
+				})},
+	}
+}
+
+// of adapts the trimming of a Kubernetes type. The API server has checked it.
+func of[T metav1.Object](f func(T, source.Meta) source.Object) func(any) (source.Object, *source.Problem) {
+	return func(obj any) (source.Object, *source.Problem) {
+		o, ok := obj.(T)
+		if !ok {
+			return nil, &source.Problem{Reason: reason.Internal, Detail: "the API server sent another type"}
+		}
+		return f(o, metadata(o)), nil
+	}
+}
+
+// message adapts a custom resource whose spec is a protobuf message. Fields that
+// are newer than we are do no harm; values that we cannot read do.
+func message[M proto.Message](empty func() M, f func(M, source.Meta) source.Object) func(any) (source.Object, *source.Problem) {
+	decode := protojson.UnmarshalOptions{DiscardUnknown: true}
+	return func(obj any) (source.Object, *source.Problem) {
+		o, ok := obj.(*custom)
+		if !ok {
+			return nil, &source.Problem{Reason: reason.Internal, Detail: "the API server sent another type"}
+		}
+		spec := empty()
+		if len(o.Spec) > 0 {
+			if err := decode.Unmarshal(o.Spec, spec); err != nil {
+				return nil, &source.Problem{Field: "spec", Reason: reason.InvalidValue, Detail: err.Error()}
+			}
+		}
+		return f(spec, metadata(o)), nil
+	}
+}
+
+// annotations keeps those that mean something to a mesh.
+func annotations(all map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range all {
+		if strings.Contains(k, "istio.io/") || strings.Contains(k, "culvert.dev/") {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// strip leaves of a pod what trim.Pod reads.
+func strip(p *corev1.Pod) {
+	spec := corev1.PodSpec{
+		ServiceAccountName:       p.Spec.ServiceAccountName,
+		DeprecatedServiceAccount: p.Spec.DeprecatedServiceAccount,
+		NodeName:                 p.Spec.NodeName,
+		HostNetwork:              p.Spec.HostNetwork,
+	}
+	for _, c := range p.Spec.Containers {
+		if len(c.Ports) > 0 {
+			spec.Containers = append(spec.Containers, corev1.Container{Ports: c.Ports})
+		}
+	}
+	status := corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	p.Spec, p.Status = spec, status
+}
