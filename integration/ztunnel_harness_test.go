@@ -43,6 +43,8 @@ type field struct {
 	node *netnstest.Node
 	dir  string
 
+	program string // of the ztunnels; "" = this one
+
 	workloads, services, policies []string // of the mesh file, YAML
 }
 
@@ -62,7 +64,18 @@ func (f *field) outside(name string) *pod { return &pod{Pod: f.node.Pod(f.t), na
 // pod adds a meshed pod; more is what its workload entry has beside the basics.
 func (f *field) pod(name, node string, more ...string) *pod {
 	f.t.Helper()
-	p := &pod{Pod: f.node.Pod(f.t), name: name, node: node}
+	return f.enrol(&pod{Pod: f.node.Pod(f.t), name: name, node: node}, more...)
+}
+
+// enrol makes a pod one of the mesh.
+func (f *field) enrol(p *pod, more ...string) *pod {
+	f.t.Helper()
+	var ips []string
+	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
+		if ip.IsValid() {
+			ips = append(ips, strconv.Quote(ip.String()))
+		}
+	}
 	entry := fmt.Sprintf(`- uid: Kubernetes//Pod/default/%s
   name: %[1]s
   namespace: default
@@ -72,10 +85,10 @@ func (f *field) pod(name, node string, more ...string) *pod {
   workloadName: %[1]s
   canonicalName: %[1]s
   canonicalRevision: latest
-  workloadIps: [%[2]q, %[3]q]
+  workloadIps: [%[2]s]
   protocol: HBONE
-  node: %[4]s
-`, name, p.IP4, p.IP6, node)
+  node: %[3]s
+`, p.name, strings.Join(ips, ", "), p.node)
 	if !strings.Contains(strings.Join(more, "\n"), "services:") {
 		entry += "  services: {}\n"
 	}
@@ -83,9 +96,9 @@ func (f *field) pod(name, node string, more ...string) *pod {
 		entry += "  " + m + "\n"
 	}
 	f.workloads = append(f.workloads, entry)
-	rules := redirect.Pod(redirect.Options{IPv6: true})
+	rules := redirect.Pod(redirect.Options{IPv6: p.IP6.IsValid()})
 	if err := redirect.Apply(p.NS, rules); err != nil {
-		f.t.Fatalf("redirect pod %s: %v", name, err)
+		f.t.Fatalf("redirect pod %s: %v", p.name, err)
 	}
 	return p
 }
@@ -174,6 +187,9 @@ func (f *field) ztunnel(node string, a *agent, ns *netns.NS, environ ...string) 
 	}
 	z := &ztunnel{t: f.t, ns: ns, log: &runtest.Buffer{}, done: make(chan struct{})}
 	z.cmd = exec.Command(os.Args[0], "-test.run=^TestZtunnelProcess$")
+	if f.program != "" {
+		z.cmd = exec.Command(f.program)
+	}
 	z.cmd.Env = append([]string{
 		testProcess + "=ztunnel", "NODE_NAME=" + node, "INPOD_UDS=" + a.socket, "PATH=" + os.Getenv("PATH"),
 		"LOCAL_XDS_PATH=" + f.meshFile(), "FAKE_CA=true", "XDS_ADDRESS=", "CONNECTION_TERMINATION_DEADLINE=5s",

@@ -96,6 +96,7 @@ func (p *Pod) deliver(ctx context.Context, in *hbone.Incoming, live *live, rec *
 		return nil, nil, err
 	}
 	rec.reach(stageOpen)
+	to.Dial = p.inside(self, to.Dial)
 	app, err := p.connect(ctx, to, in)
 	if err != nil {
 		return nil, nil, err

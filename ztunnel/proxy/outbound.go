@@ -275,12 +275,3 @@ func (p *Pod) resolve(ctx context.Context, flow *route.Flow, r *route.Route) err
 	r.Next = netip.AddrPortFrom(ip, r.Next.Port())
 	return nil
 }
-
-// originOf returns the address that a connection to an application is made
-// from: the client's, unless that is the application's own.
-func (p *Pod) originOf(client, app netip.Addr) netip.Addr {
-	if !p.origSrc || client == app || client.Is4() != app.Is4() {
-		return netip.Addr{}
-	}
-	return client
-}

@@ -64,6 +64,7 @@ func (p *Pod) carryPlaintext(client *net.TCPConn, rec *record) error {
 		return err
 	}
 	rec.reach(stageOpen)
+	dst = p.inside(self, dst)
 	app, err := p.dial(live.ctx, dst, p.originOf(src.Addr(), dst.Addr()), reason.ConnectTimeout)
 	if err != nil {
 		return err

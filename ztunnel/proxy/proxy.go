@@ -207,7 +207,7 @@ type port struct {
 // stays open.
 func (p *Pod) Listen(ctx context.Context) error {
 	p.origSrc = p.node.Settings.OrigSrc && p.own.IsZero()
-	p.loop6 = p.origSrc && hasLoopback6(p.ns)
+	p.loop6 = hasLoopback6(p.ns)
 	err := p.listenAll(ctx)
 	if err != nil && p.origSrc && !p.node.Settings.OrigSrcMust && errors.Is(err, unix.EPERM) {
 		p.origSrc = false
