@@ -145,7 +145,11 @@ func (c *Cache) Certificate(ctx context.Context, id mesh.Identity) (*SVID, error
 	return nil, noCertificate(id, e.err)
 }
 
+// noCertificate gives an error its reason, unless the issuer has done so.
 func noCertificate(id mesh.Identity, cause error) error {
+	if reason.Of(cause) == reason.NoCertificate {
+		return cause
+	}
 	return reason.New(reason.NoCertificate, "get certificate", id.String(), cause)
 }
 

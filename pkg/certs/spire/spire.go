@@ -214,12 +214,15 @@ func (i *Issuer) follow(ctx context.Context, st *stream) {
 	}
 }
 
-// retry calls try again and again until ctx ends. The back-off begins anew when
-// try says that it worked.
+// retry calls try again and again until ctx ends. When try says that it worked, the
+// back-off begins anew. An error is logged when it is another than the last.
 func (i *Issuer) retry(ctx context.Context, try func(ctx context.Context, worked func()) error) {
 	wait := run.NewBackoff(i.cfg.MinBackoff, i.cfg.MaxBackoff)
+	last := ""
+	worked := func() { wait.Reset(); last = "" }
 	for ctx.Err() == nil {
-		if err := try(ctx, wait.Reset); err != nil && ctx.Err() == nil {
+		if err := try(ctx, worked); err != nil && ctx.Err() == nil && err.Error() != last {
+			last = err.Error()
 			i.cfg.Log.Warn("stream from SPIRE broke", "error", err)
 		}
 		if run.Sleep(ctx, wait.Next()) != nil {
