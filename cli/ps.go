@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/pkg/handover"
 )
 
 func psCommand(e *env) *cobra.Command {
@@ -41,10 +42,41 @@ func printStatus(w io.Writer, st *laptop.Status) error {
 	if err := table(w, "COMPONENT STATE PROCESS RESTARTS REPLACED SINCE LAST-EXIT", componentRows(st)); err != nil {
 		return err
 	}
+	if rows := proxyRows(st, time.Now()); len(rows) > 0 {
+		fmt.Fprintln(w)
+		if err := table(w, "ZTUNNEL PROCESS STATE OPEN TIME-LEFT KNOWS", rows); err != nil {
+			return err
+		}
+	}
 	for _, p := range problems(st) {
 		fmt.Fprintln(w, "! "+p)
 	}
 	return nil
+}
+
+// proxyRows are the ztunnels of which more is to be said than that they serve:
+// those that drain or start, and those whose knowledge is not current.
+func proxyRows(st *laptop.Status, now time.Time) (rows [][]string) {
+	for _, p := range st.Proxies {
+		if p.State == handover.Serving && !p.Away && !p.Restored {
+			continue
+		}
+		left, knows := "-", "current"
+		if !p.Until.IsZero() {
+			left = span(p.Until.Sub(now))
+		}
+		switch {
+		case p.Away && p.Contact.IsZero():
+			knows = "nothing-yet"
+		case p.Away:
+			knows = span(now.Sub(p.Contact)) + "-old"
+		}
+		if p.Restored {
+			knows += ",from-predecessor"
+		}
+		rows = append(rows, []string{"ztunnel-" + p.Node, strconv.Itoa(p.PID), string(p.State), strconv.Itoa(p.Open), left, knows})
+	}
+	return rows
 }
 
 func podRows(st *laptop.Status) (rows [][]string) {
@@ -99,9 +131,12 @@ func problems(st *laptop.Status) []string {
 	return list
 }
 
-// age is how long ago t was, in the one unit that matters.
-func age(t time.Time) string {
-	switch d := time.Since(t); {
+// age is how long ago t was.
+func age(t time.Time) string { return span(time.Since(t)) }
+
+// span is a duration in the one unit that matters.
+func span(d time.Duration) string {
+	switch {
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
 	case d < 2*time.Hour:

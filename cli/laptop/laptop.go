@@ -94,6 +94,7 @@ type Mesh struct {
 	ready   chan struct{}
 	events  sync.Mutex
 
+	proxies  []ProxyStatus // guarded by configMu
 	configMu sync.Mutex
 	config   ConfigStatus
 }
@@ -241,6 +242,7 @@ func (m *Mesh) serve(ctx context.Context) error {
 	g.Add("tokens", m.renewTokens)
 	g.Add("folder", m.watch)
 	g.Add("config", m.watchConfig)
+	g.Add("proxies", m.watchProxies)
 	g.Add("readiness", m.awaitReady)
 	g.Add("cluster", m.loop)
 	err := g.Run(ctx)

@@ -30,6 +30,7 @@ type Status struct {
 	NotReady   []string           `json:"not_ready,omitempty"`
 	Nodes      []NodeStatus       `json:"nodes"`
 	Components []supervise.Status `json:"components"`
+	Proxies    []ProxyStatus      `json:"proxies,omitempty"` // ztunnels, also those that drain
 	Pods       []PodStatus        `json:"pods"`
 	Services   []ServiceStatus    `json:"services"`
 	Problems   []string           `json:"problems,omitempty"` // of the cluster
@@ -92,6 +93,7 @@ func (m *Mesh) Status(ctx context.Context) (*Status, error) {
 	for _, u := range m.units {
 		st.Components = append(st.Components, u.Status())
 	}
+	st.Proxies = m.proxyStatus()
 	redirected := m.redirected()
 	err := m.do(ctx, func() {
 		st.Problems = slices.Clone(m.state.problems)
