@@ -22,6 +22,7 @@ func fetchCommand(e *env) *cobra.Command {
   http://host/path   HTTP/1.1 requests, each on its own connection
   tcp://host:port    to a TCP echo server: short messages on one connection, or
                      --bytes in one go, both directions at once, with SHA-256
+  dns://name?type=A  DNS queries; "&tcp" over TCP, "&at=ADDRESS" to that server
 
 Status 1 when anything failed: no answer, or an HTTP status from 400.`,
 		Example: "  culvert exec frontend -- culvert fetch http://catalog/ --count 100 --by X-Echo-Version",

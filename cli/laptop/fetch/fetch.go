@@ -5,6 +5,9 @@
 //	tcp://host:port           sends bytes, expects them back: --bytes in one go with
 //	                          both directions at once and half-close, or one short
 //	                          message each time on a single connection
+//	dns://name[?type=SRV][&tcp][&at=server]
+//	                          a DNS query each time: type A, over UDP, to the first
+//	                          server of resolv.conf, if nothing else is said
 //
 // Options say how often; a Result says what happened. Do runs one load and is
 // done when it returns.
@@ -104,8 +107,10 @@ func Do(ctx context.Context, o Options) (*Result, error) {
 		err = r.http(ctx)
 	case "tcp":
 		err = r.tcp(ctx, u.Host)
+	case "dns":
+		err = r.dns(ctx, u)
 	default:
-		return nil, fmt.Errorf("fetch %s: want http://, https:// or tcp://", o.URL)
+		return nil, fmt.Errorf("fetch %s: want http://, https://, tcp:// or dns://", o.URL)
 	}
 	r.res.Duration = time.Since(r.start)
 	return r.res, err
