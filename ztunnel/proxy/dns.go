@@ -152,7 +152,9 @@ func (d *podDNS) stop() {
 	}
 }
 
-// drain waits until everything that had arrived has its answer, or ctx ends.
+// drain waits until everything that had arrived has its answer, or ctx ends. The
+// sockets close then, however long the pod's other connections go on: a successor
+// that could not take them over shares their address with its own.
 func (d *podDNS) drain(ctx context.Context) {
 	if d == nil {
 		return
@@ -162,6 +164,7 @@ func (d *podDNS) drain(ctx context.Context) {
 	}
 	d.serving.Wait()
 	d.server.Drain(ctx)
+	d.closeSockets()
 }
 
 func (d *podDNS) close() {
