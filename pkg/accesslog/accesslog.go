@@ -80,7 +80,8 @@ type Logger struct {
 	out    io.Writer
 	format logging.Format
 	level  *slog.LevelVar
-	lines  sync.Pool // *[]byte
+	sink   logging.Sink // nil = none
+	lines  sync.Pool    // *[]byte
 }
 
 // Scope is the log scope of access lines.
@@ -89,7 +90,12 @@ const Scope = "access"
 // New returns a logger. out is called once per line and must be safe for
 // concurrent use; usually it is a *logging.Writer.
 func New(out io.Writer, format logging.Format, levels *logging.Levels) *Logger {
-	return &Logger{out: out, format: format, level: levels.Var(Scope)}
+	return NewTo(out, format, levels, nil)
+}
+
+// NewTo is New with a copy of every line to sink, nil for none.
+func NewTo(out io.Writer, format logging.Format, levels *logging.Levels, sink logging.Sink) *Logger {
+	return &Logger{out: out, format: format, level: levels.Var(Scope), sink: sink}
 }
 
 // Opened writes "connection opened" at debug.
@@ -156,7 +162,10 @@ func (l *Logger) begin(level slog.Level, message string) (*[]byte, logging.Line)
 	if buf == nil {
 		buf = new([]byte)
 	}
-	return buf, logging.Begin(*buf, l.format, time.Now(), level, Scope, message)
+	now := time.Now()
+	line := logging.Begin(*buf, l.format, now, level, Scope, message)
+	line.CopyTo(l.sink, now, level, Scope, message)
+	return buf, line
 }
 
 func (l *Logger) end(buf *[]byte, line *logging.Line, err error) {

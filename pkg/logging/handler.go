@@ -38,13 +38,19 @@ func Scope(log *slog.Logger, name string) *slog.Logger { return log.With(ScopeKe
 // NewHandler returns a slog handler that writes each record to out by one Write.
 // out must be safe for concurrent use, as a *Writer is.
 func NewHandler(out io.Writer, format Format, levels *Levels) slog.Handler {
-	return &handler{out: out, format: format, levels: levels, scope: DefaultScope, level: levels.Var(DefaultScope), lines: newBuffers()}
+	return NewHandlerTo(out, format, levels, nil)
+}
+
+// NewHandlerTo is NewHandler with a copy of every record to sink, nil for none.
+func NewHandlerTo(out io.Writer, format Format, levels *Levels, sink Sink) slog.Handler {
+	return &handler{out: out, format: format, levels: levels, sink: sink, scope: DefaultScope, level: levels.Var(DefaultScope), lines: newBuffers()}
 }
 
 type handler struct {
 	out    io.Writer
 	format Format
 	levels *Levels
+	sink   Sink // nil = none
 	scope  string
 	level  *slog.LevelVar
 	prefix string // of open groups, with their dots
@@ -62,6 +68,7 @@ func (h *handler) Enabled(_ context.Context, level slog.Level) bool { return lev
 func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	buf := h.lines.Get().(*[]byte)
 	line := Begin(*buf, h.format, r.Time, r.Level, h.scope, r.Message)
+	line.CopyTo(h.sink, r.Time, r.Level, h.scope, r.Message)
 	for _, a := range h.attrs {
 		addAttr(&line, "", a)
 	}
@@ -125,9 +132,10 @@ func addValue(line *Line, key string, v slog.Value) {
 		line.Word(key, v.String())
 	case slog.KindUint64:
 		line.Uint(key, v.Uint64())
-	case slog.KindInt64, slog.KindBool:
-		line.key(key)
-		line.raw(v.String())
+	case slog.KindInt64:
+		line.Int(key, v.Int64())
+	case slog.KindBool:
+		line.Bool(key, v.Bool())
 	case slog.KindFloat64:
 		line.Word(key, strconv.FormatFloat(v.Float64(), 'g', -1, 64))
 	case slog.KindDuration:

@@ -2,6 +2,7 @@ package logging
 
 import (
 	"log/slog"
+	"math"
 	"net/netip"
 	"strconv"
 	"time"
@@ -27,6 +28,30 @@ type Line struct {
 	buf    []byte
 	format Format
 	fields bool
+	copy   Entry // of the fields as values; nil for none
+}
+
+// Sink takes lines as values beside the text, for another kind of log. Its methods
+// are called where the line is written and must not wait.
+type Sink interface {
+	// Entry begins one line. Its fields follow, and then End, once. A Sink that has
+	// no room returns nil.
+	Entry(at time.Time, level slog.Level, scope, message string) Entry
+}
+
+// Entry is a line on its way to a Sink.
+type Entry interface {
+	Text(key, value string)
+	Int(key string, n int64)
+	Bool(key string, b bool)
+	End()
+}
+
+// CopyTo has the fields that follow go to a sink as well; nil for none.
+func (l *Line) CopyTo(sink Sink, at time.Time, level slog.Level, scope, message string) {
+	if sink != nil {
+		l.copy = sink.Entry(at, level, scope, message)
+	}
 }
 
 // Begin starts a line in buf[:0].
@@ -55,6 +80,13 @@ func Begin(buf []byte, format Format, at time.Time, level slog.Level, scope, mes
 
 // Text adds a string, quoted in both formats.
 func (l *Line) Text(key, value string) {
+	if l.copy != nil {
+		l.copy.Text(key, value)
+	}
+	l.text(key, value)
+}
+
+func (l *Line) text(key, value string) {
 	l.key(key)
 	if l.format == JSON {
 		l.buf = appendJSON(l.buf, value)
@@ -69,24 +101,52 @@ func (l *Line) Word(key, value string) {
 		l.Text(key, value)
 		return
 	}
+	if l.copy != nil {
+		l.copy.Text(key, value)
+	}
 	l.key(key)
 	l.raw(value)
 }
 
 // Uint adds a number.
 func (l *Line) Uint(key string, n uint64) {
+	if l.copy != nil {
+		l.copy.Int(key, int64(min(n, math.MaxInt64)))
+	}
 	l.key(key)
 	l.buf = strconv.AppendUint(l.buf, n, 10)
+}
+
+// Int adds a number.
+func (l *Line) Int(key string, n int64) {
+	if l.copy != nil {
+		l.copy.Int(key, n)
+	}
+	l.key(key)
+	l.buf = strconv.AppendInt(l.buf, n, 10)
+}
+
+// Bool adds true or false.
+func (l *Line) Bool(key string, b bool) {
+	if l.copy != nil {
+		l.copy.Bool(key, b)
+	}
+	l.key(key)
+	l.buf = strconv.AppendBool(l.buf, b)
 }
 
 // Addr adds an address and port, or only the address when the port is 0.
 func (l *Line) Addr(key string, a netip.AddrPort) {
 	l.key(key)
 	l.quote()
+	start := len(l.buf)
 	if a.Port() == 0 {
 		l.buf = a.Addr().Unmap().AppendTo(l.buf)
 	} else {
 		l.buf = netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).AppendTo(l.buf)
+	}
+	if l.copy != nil {
+		l.copy.Text(key, string(l.buf[start:]))
 	}
 	l.quote()
 }
@@ -96,6 +156,9 @@ func (l *Line) Identity(key string, id mesh.Identity) {
 	if !bare(id.TrustDomain) || !bare(id.Namespace) || !bare(id.ServiceAccount) {
 		l.Text(key, id.String())
 		return
+	}
+	if l.copy != nil {
+		l.copy.Text(key, id.String())
 	}
 	l.key(key)
 	l.raw(`"spiffe://`)
@@ -109,6 +172,9 @@ func (l *Line) Identity(key string, id mesh.Identity) {
 
 // Millis adds a duration as whole milliseconds: "12ms".
 func (l *Line) Millis(key string, d time.Duration) {
+	if l.copy != nil {
+		l.copy.Text(key, strconv.FormatInt(d.Milliseconds(), 10)+"ms")
+	}
 	l.key(key)
 	l.raw(`"`)
 	l.buf = strconv.AppendInt(l.buf, d.Milliseconds(), 10)
@@ -117,6 +183,9 @@ func (l *Line) Millis(key string, d time.Duration) {
 
 // End completes the line, with its newline, and returns it.
 func (l *Line) End() []byte {
+	if l.copy != nil {
+		l.copy.End()
+	}
 	if l.format == JSON {
 		l.raw("}")
 	}

@@ -36,6 +36,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/h2"
 	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/logging/otlp"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/netns"
@@ -75,6 +76,7 @@ type App struct {
 	out      *logging.Writer
 	levels   *logging.Levels
 	log      *slog.Logger
+	otlp     *otlp.Logs // nil = log lines go to out only
 	registry *prometheus.Registry
 	ready    *admin.Readiness
 	store    *workloads.Store
@@ -122,6 +124,7 @@ func New(cfg Config, out *logging.Writer) (*App, error) {
 	}
 	a.registry = metrics.NewRegistry("ztunnel", run.Version())
 	metrics.LogDrops(a.registry, out.Dropped)
+	a.countRecords()
 	a.learned, _ = a.ready.Gate("state manager")
 	for _, build := range []func() error{a.buildCerts, a.loadLocal, a.buildXDS, a.buildStores, a.buildNode, a.buildDNS, a.buildPods} {
 		if err := build(); err != nil {
@@ -135,8 +138,9 @@ func (a *App) buildLog() (err error) {
 	if a.levels, err = logging.NewLevels(scopes(a.cfg.LogFilter)); err != nil {
 		return fmt.Errorf("RUST_LOG: %w", err)
 	}
-	a.log = slog.New(logging.NewHandler(a.out, a.format(), a.levels))
-	return nil
+	sink, err := a.buildOTLP()
+	a.log = slog.New(logging.NewHandlerTo(a.out, a.format(), a.levels, sink))
+	return err
 }
 
 func (a *App) format() logging.Format {
@@ -154,7 +158,7 @@ func (a *App) buildNode() error {
 		Certs:    a.certs,
 		TLS:      a.tls,
 		Metrics:  a.tcp,
-		Access:   accesslog.New(a.out, a.format(), a.levels),
+		Access:   accesslog.NewTo(a.out, a.format(), a.levels, a.sink()),
 		Budget:   hbone.NewBudget(bufferBudget),
 		Lookups:  metrics.NewOnDemandDNS(a.registry),
 		Demand:   a.demand,
@@ -233,6 +237,7 @@ func (a *App) buildPods() error {
 // Run serves until ctx ends, an administrator quits it or a part fails, and then
 // drains.
 func (a *App) Run(ctx context.Context) error {
+	defer a.sendLogs()()
 	defer a.close()
 	a.greet()
 	a.attach()

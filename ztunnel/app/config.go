@@ -16,7 +16,9 @@ import (
 
 	"github.com/culvert-mesh/culvert/pkg/channel"
 	"github.com/culvert-mesh/culvert/pkg/environ"
+	"github.com/culvert-mesh/culvert/pkg/logging/otlp"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // Config is everything that a ztunnel is told at start. ParseConfig fills it from
@@ -65,7 +67,8 @@ type Config struct {
 
 	LogFilter  string // RUST_LOG
 	LogJSON    bool
-	LogPolicy  bool // policy decisions at info level
+	LogPolicy  bool        // policy decisions at info level
+	OTLP       otlp.Config // where log lines go besides
 	AdminPort  uint16
 	StatsPort  uint16
 	ReadyPort  uint16
@@ -260,6 +263,10 @@ func (c *Config) readLogging(e *environ.Env) {
 	default:
 		e.Failf("LOG_FORMAT", "%q is neither plain nor json", v)
 	}
+	c.OTLP = otlp.ReadConfig(e, map[string]string{
+		"service.name": "ztunnel", "service.version": run.Version(), "service.instance.id": c.PodName,
+		"k8s.node.name": c.NodeName, "k8s.pod.name": c.PodName, "k8s.namespace.name": c.PodNamespace, "k8s.cluster.name": string(c.Cluster),
+	})
 }
 
 // refuseUnsupported makes a setting that would be ignored a start-up error.
