@@ -1,9 +1,9 @@
 // Package podns finds the network namespace of a pod that runs already.
 //
-//	Finder ◀── Dir: a directory of namespaces bound at files named by pod UID
+//	Finder ◀─┬─ Dir:  a directory of namespaces bound at files named by pod UID
+//	         └─ Proc: the processes of the pod's containers
 //
-// Another Finder, which looks at the processes of the pod's containers, belongs
-// beside Dir. A Finder is safe for concurrent use.
+// A Finder is safe for concurrent use.
 package podns
 
 import (
