@@ -1,14 +1,16 @@
-// Package tlsconn is TLS as a tunnel needs it: few, large system calls.
+// Package tlsconn is TLS as a tunnel needs it: few, large system calls, and no
+// copy of the bytes that pass.
 //
-//	Write ──▶ tls.Conn ──▶ records ──▶ one socket write of up to 128 KiB
-//	ReadBatch ◀── tls.Conn ◀── whole records ◀── one socket read of up to 128 KiB
+//	WriteRecords ──▶ sealed where they lie ──▶ one socket write of all runs
+//	Records ◀── opened where they lie ◀── one socket read of up to 144 KiB
 //
-// crypto/tls by itself does one write per 16 KiB record and reads one record at
-// a time. Here a transport below it gathers the records of one Write, and reads
-// ciphertext in gulps that it hands up record by record, so that ReadBatch can
-// go on decrypting for as long as whole records are buffered and never blocks
-// half way. Buffers come from pools and are held only while there are bytes in
-// them: a connection that waits for its peer holds none.
+// crypto/tls does the handshake. Then a record layer of our own takes over, for
+// TLS 1.3 with AES-GCM: it protects records inside the buffers that the sockets
+// are read into and written from. Everything else stays with crypto/tls, whose
+// records a transport below it gathers into batches; callers see no difference.
+//
+// Buffers come from pools and are held only while there are bytes in them: a
+// connection that waits for its peer holds none.
 //
 // One reader and one writer may use a Conn at a time; Close, deadlines and the
 // accessors may be called by anyone.
@@ -27,13 +29,18 @@ import (
 
 // Conn is a TLS connection whose handshake is done.
 type Conn struct {
-	tls *tls.Conn
-	t   *transport
-	wmu sync.Mutex // serialises writers, so that a batch is one caller's
+	t     *transport
+	state tls.ConnectionState
+	layer *layer     // nil: tls carries the records
+	tls   *tls.Conn  // nil: layer does
+	wmu   sync.Mutex // serialises writers, so that a batch is one caller's
+	vec   net.Buffers
 
-	// pending says that the last record read did not fit: tls holds the rest.
-	pending bool  // owned by the reader
-	readErr error // owned by the reader: met after data that has been returned first
+	// Owned by the reader.
+	rest    []byte    // of a record that did not fit into ReadBatch's buffer
+	plain   *batchBuf // what Records returned, where tls carries the records
+	pending bool      // the last record read did not fit: tls holds the rest
+	readErr error     // met after data that has been returned first
 }
 
 // Client makes c the client's end of a TLS connection. It returns when the
@@ -63,9 +70,12 @@ func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, side func(net.C
 	cfg = cfg.Clone()
 	cfg.DynamicRecordSizingDisabled = true // a tunnel carries bulk; small first records only cost
 	cfg.SessionTicketsDisabled = true      // every connection is a full handshake (HBONE)
+	keys := &secrets{tee: cfg.KeyLogWriter}
+	cfg.KeyLogWriter = keys
 	t := newTransport(c)
 	conn := &Conn{tls: side(t, cfg), t: t}
 	if err := conn.tls.HandshakeContext(ctx); err != nil {
+		keys.wipe()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		} else if server {
@@ -75,7 +85,25 @@ func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, side func(net.C
 		return nil, err
 	}
 	t.blocking = false
+	if err := conn.takeOver(keys, !server); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
 	return conn, nil
+}
+
+// takeOver lets a layer of our own carry the records, where it can.
+func (c *Conn) takeOver(keys *secrets, client bool) error {
+	c.state = c.tls.ConnectionState()
+	if c.t.left > 0 { // tls.Conn has the beginning of a record
+		keys.wipe()
+		return nil
+	}
+	l, err := newLayer(c.state, keys, client)
+	if l != nil {
+		c.layer, c.tls = l, nil
+	}
+	return err
 }
 
 // linger is how long lastWords waits for the client to close.
@@ -92,89 +120,6 @@ func lastWords(c net.Conn) {
 	_, _ = io.Copy(io.Discard, io.LimitReader(c, 1<<20))
 }
 
-// Wait blocks until ReadBatch has something to return without waiting: a whole
-// record, or the end of the connection. No buffer is held meanwhile.
-func (c *Conn) Wait() error {
-	if c.pending || c.readErr != nil || c.t.whole() {
-		return nil
-	}
-	return c.t.fill()
-}
-
-// ReadBatch fills p with as much plaintext as has already been received, whole
-// record after whole record. It blocks only when there is none at all.
-func (c *Conn) ReadBatch(p []byte) (int, error) {
-	for {
-		n, err := c.readBuffered(p)
-		if n > 0 || err != nil || len(p) == 0 {
-			return n, err
-		}
-		if err := c.Wait(); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// readBuffered decrypts what has been received into p.
-func (c *Conn) readBuffered(p []byte) (int, error) {
-	n := 0
-	for c.readErr == nil && n < len(p) && (c.pending || c.t.whole()) {
-		m, err := c.tls.Read(p[n:])
-		n += m
-		c.pending = m > 0 && n == len(p)
-		if !errors.Is(err, errWouldBlock) {
-			c.readErr = err
-		}
-	}
-	if n > 0 {
-		return n, nil
-	}
-	return 0, c.readErr
-}
-
-// Read implements io.Reader.
-func (c *Conn) Read(p []byte) (int, error) { return c.ReadBatch(p) }
-
-// Write sends p, its records gathered into socket writes as large as the batch.
-func (c *Conn) Write(p []byte) (int, error) {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	c.t.cork()
-	n, err := c.tls.Write(p)
-	if ferr := c.t.uncork(); err == nil {
-		err = ferr
-	}
-	return n, err
-}
-
-// WriteBuffers sends every buffer in turn, each in records of its own, gathered
-// into as few socket writes as the batch allows.
-func (c *Conn) WriteBuffers(bufs [][]byte) error {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	c.t.cork()
-	var err error
-	for _, b := range bufs {
-		if _, err = c.tls.Write(b); err != nil {
-			break
-		}
-	}
-	if ferr := c.t.uncork(); err == nil {
-		err = ferr
-	}
-	return err
-}
-
-// CloseWrite tells the peer that no more will come and ends the socket's
-// sending side where it has one.
-func (c *Conn) CloseWrite() error {
-	err := c.tls.CloseWrite()
-	if half, ok := c.t.conn.(interface{ CloseWrite() error }); ok {
-		return errors.Join(err, half.CloseWrite())
-	}
-	return err
-}
-
 // Close closes the connection at once, without waiting to tell the peer. It may
 // be called again.
 func (c *Conn) Close() error {
@@ -186,7 +131,16 @@ func (c *Conn) Close() error {
 }
 
 // ConnectionState describes the connection and the peer's certificates.
-func (c *Conn) ConnectionState() tls.ConnectionState { return c.tls.ConnectionState() }
+func (c *Conn) ConnectionState() tls.ConnectionState { return c.state }
+
+// Counts returns what the records have carried besides data.
+func (c *Conn) Counts() Counts {
+	if c.layer == nil {
+		return Counts{}
+	}
+	n := &c.layer.counts
+	return Counts{n.tickets.Load(), n.updatesReceived.Load(), n.updatesSent.Load()}
+}
 
 // SetDeadline bounds Read and Write. A Write that passes its deadline leaves the
 // connection unusable.
