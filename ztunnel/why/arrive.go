@@ -28,6 +28,9 @@ func (n *Node) arrive(p Pod, in Arriving) Answer {
 		a.change("the control plane has to know the pod: look at culvert status")
 		return a.Answer
 	}
+	if in.Authority != "" && a.unproved(self.Identity()) {
+		return a.Answer
+	}
 	c := authz.Connection{Source: in.Source, Destination: in.Dst, Network: n.Network}
 	if in.Authority != "" {
 		trace := new(route.Trace)

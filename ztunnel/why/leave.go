@@ -23,6 +23,11 @@ func (n *Node) leave(q Question) Answer {
 		a.change("the control plane has to know the pod: look at culvert status")
 		return a.Answer
 	}
+	if a.closed {
+		a.refuse(reason.New(reason.ConnectRefused, "connect", dst.String(), nil))
+		a.change("the listeners in pod %s have to open: look at culvert status", p)
+		return a.Answer
+	}
 	view := route.View(n.Mesh)
 	if !a.Captured && !q.Waypoint {
 		view = plain{n.Mesh}
@@ -33,6 +38,9 @@ func (n *Node) leave(q Question) Answer {
 	if err != nil {
 		a.refuse(err)
 		a.unreachable(flow, err)
+		return a.Answer
+	}
+	if r.Kind.Tunnelled() && a.unproved(self.Identity()) {
 		return a.Answer
 	}
 	a.Allowed = true

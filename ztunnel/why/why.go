@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
 	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
@@ -138,7 +139,9 @@ func (n *Node) Explain(q Question) Answer {
 // answer is an Answer in the making.
 type answer struct {
 	Answer
-	node *Node
+	node    *Node
+	closed  bool   // the pod was handed over, and its listeners are not open
+	lacking string // why the pod's own certificate is not there; "" = it is, or may be
 }
 
 func (n *Node) begin() *answer { return &answer{node: n, Answer: Answer{Node: n.Name}} }
@@ -156,7 +159,7 @@ func (a *answer) change(format string, args ...any) {
 // control plane has not told.
 func (a *answer) self(p Pod, waypoint bool) *mesh.Workload {
 	here, up := a.node.Pod(p.info())
-	a.Captured = here && up
+	a.Captured, a.closed = here && up, here && !up
 	w := a.node.Mesh.WorkloadByInfo(p.info(), "")
 	switch {
 	case waypoint && w != nil:
@@ -179,11 +182,25 @@ func (a *answer) self(p Pod, waypoint bool) *mesh.Workload {
 // certificate tells whether an identity can be proved.
 func (a *answer) certificate(id mesh.Identity) {
 	state, until := a.node.Certificate(id)
+	if strings.HasPrefix(state, "Unavailable") {
+		a.lacking = state
+	}
 	if until.IsZero() {
 		a.step("certificate", id.String(), "%s", state)
 		return
 	}
 	a.step("certificate", id.String(), "%s, valid until %s (%s from now)", state, until.UTC().Format(time.RFC3339), time.Until(until).Round(time.Second))
+}
+
+// unproved refuses a tunnel whose end here cannot prove who it is, and reports
+// whether it did.
+func (a *answer) unproved(id mesh.Identity) bool {
+	if a.lacking == "" {
+		return false
+	}
+	a.refuse(reason.Newf(reason.NoCertificate, "open tunnel", id.String(), "%s", a.lacking))
+	a.change("the CA has to issue the certificate of %s: %s", id, a.lacking)
+	return true
 }
 
 // traced appends the steps of a decision of package route.
