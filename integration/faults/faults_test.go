@@ -6,8 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -45,12 +45,14 @@ func buildAndRun(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
+// meshes counts those of this process.
+var meshes atomic.Int32
+
 // up starts a mesh that ends with the test.
 func up(t *testing.T, env []string) *Mesh {
-	name := strings.ToLower(regexp.MustCompile(`[^a-zA-Z0-9]+`).ReplaceAllString(t.Name(), "-"))
 	m, err := Up(t.Context(), Config{
 		Culvert: filepath.Join(bin, "culvert"), Ztunnel: filepath.Join(bin, "ztunnel"),
-		Name: fmt.Sprintf("f%d-%.20s", os.Getpid(), strings.Trim(name, "-")), Dir: t.TempDir(), Env: env,
+		Name: fmt.Sprintf("faults-%d-%d", os.Getpid(), meshes.Add(1)), Dir: t.TempDir(), Env: env,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -69,14 +71,14 @@ func up(t *testing.T, env []string) *Mesh {
 // TestFaults does every fault, in its short form, and holds that nothing is lost
 // that need not be.
 func TestFaults(t *testing.T) {
-	meshes := map[string]*Mesh{}
+	byEnv := map[string]*Mesh{}
 	var reports []*Report
 	for _, f := range All {
 		env := strings.Join(f.Env, " ")
-		if meshes[env] == nil {
-			meshes[env] = up(t, f.Env)
+		if byEnv[env] == nil {
+			byEnv[env] = up(t, f.Env)
 		}
-		t.Run(f.Name, func(t *testing.T) { reports = append(reports, hold(t, f, meshes[env], Short)) })
+		t.Run(f.Name, func(t *testing.T) { reports = append(reports, hold(t, f, byEnv[env], Short)) })
 	}
 	show(t, reports)
 }
