@@ -12,23 +12,35 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/relay"
+	"github.com/culvert-mesh/culvert/pkg/warm"
 )
 
-// pump moves bytes from a socket into a stream, in its own goroutine; the way
-// back is the sink's.
+// pump moves bytes from a socket into a stream; the way back is the sink's.
 //
 //	readable ─▶ reserve window ─▶ borrow a block ─▶ read ─▶ submit
+//
+// Its own goroutine only waits, so that an idle connection keeps a small stack;
+// the rest happens on a warm one.
 type pump struct {
 	s     *stream
+	ctx   context.Context
 	conn  *net.TCPConn
 	raw   syscall.RawConn
 	moved *hbone.Counters
-	class int // of the next block: follows what the socket has
+	sink  *sink
+	stop  func() bool // of the watch on ctx; nil when ctx never ends
+	class int         // of the next block: follows what the socket has
+
+	peekOnce func(fd uintptr) bool // peekFD, bound once
+	moveOnce func()                // moveAll, bound once
+	over     bool                  // our direction has ended,
+	err      error                 // with this
 
 	// Results of one read.
 	b        *outBlock
 	vec      [8][]byte
 	unused   int // window reserved and not needed
+	empty    bool
 	eof      bool
 	rerr     error
 	readOnce func(fd uintptr) bool // readFD, bound once
@@ -36,32 +48,59 @@ type pump struct {
 
 // Pump implements hbone.Stream.
 func (s *stream) Pump(ctx context.Context, conn *net.TCPConn, n *hbone.Counters) error {
-	if n == nil {
-		n = new(hbone.Counters)
+	p := &pump{s: s, ctx: ctx, conn: conn, moved: n}
+	warm.Do(p.begin)
+	for !p.over {
+		err := p.raw.Read(p.peekOnce)
+		if err == nil {
+			err = p.rerr
+		}
+		if err != nil {
+			p.finish(err)
+			break
+		}
+		warm.Do(p.moveOnce)
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return reason.New(reason.Internal, "pump", conn.RemoteAddr().String(), err)
+	return p.end()
+}
+
+// begin attaches the sink.
+func (p *pump) begin() {
+	if p.moved == nil {
+		p.moved = new(hbone.Counters)
 	}
-	p := &pump{s: s, conn: conn, raw: raw, moved: n}
-	p.readOnce = p.readFD
-	k := newSink(conn, raw, n)
-	if ctx.Done() != nil {
-		stop := context.AfterFunc(ctx, p.cut)
-		defer stop()
+	p.peekOnce, p.moveOnce, p.readOnce = p.peekFD, p.moveAll, p.readFD
+	raw, err := p.conn.SyscallConn()
+	if err != nil { // cannot be: conn is a connection
+		p.over, p.err = true, reason.New(reason.Internal, "pump", p.conn.RemoteAddr().String(), err)
+		return
 	}
-	s.attach(k)
-	err = p.run()
-	if socketReset(err) {
-		s.dropInput(err)
+	p.raw = raw
+	p.sink = newSink(p.conn, raw, p.moved)
+	if p.ctx.Done() != nil {
+		p.stop = context.AfterFunc(p.ctx, p.cut)
 	}
-	<-k.done
-	if ctx.Err() != nil {
+	p.s.attach(p.sink)
+}
+
+// end waits for the way back and says how the connection ended.
+func (p *pump) end() error {
+	if p.sink == nil {
+		return p.err
+	}
+	if p.stop != nil {
+		defer p.stop()
+	}
+	if socketReset(p.err) {
+		p.s.dropInput(p.err)
+	}
+	<-p.sink.done
+	if p.ctx.Err() != nil {
 		p.cut()
-		return context.Cause(ctx)
+		return context.Cause(p.ctx)
 	}
-	s.settle()
-	return s.verdict(err, k.err)
+	p.s.settle()
+	return p.s.verdict(p.err, p.sink.err)
 }
 
 // cut ends everything at once: ctx has ended.
@@ -132,29 +171,65 @@ func socketReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// run moves bytes until the socket ends, then ends our direction of the stream.
-func (p *pump) run() error {
+// peekFD reports whether the socket has something for us: bytes, its end, or an
+// error, which it keeps, because the kernel tells it once.
+func (p *pump) peekFD(fd uintptr) bool {
+	var one [1]byte
+	for {
+		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch err {
+		case nil:
+			return true
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		default:
+			p.rerr = os.NewSyscallError("read", err)
+			return true
+		}
+	}
+}
+
+// enough is the size of a read behind which more is expected: anything smaller is
+// taken for a whole message.
+const enough = 8 << 10
+
+// moveAll moves what the socket has. After its end it ends our direction of the
+// stream.
+func (p *pump) moveAll() {
 	for {
 		err := p.read()
-		if p.b != nil {
+		switch {
+		case p.empty:
+			return
+		case p.b != nil:
 			n := p.b.n
 			if err := p.s.submit(p.b, p.eof, p.unused); err != nil {
-				return err
+				p.over, p.err = true, err
+				return
 			}
 			p.b = nil
 			p.moved.Sent.Add(uint64(n))
-			continue
-		}
-		if err == nil && !p.eof {
-			if err = p.s.waitWindow(); err != nil {
-				return err
+			if n < enough {
+				return
 			}
-			continue
+		case err == nil && !p.eof:
+			if err := p.s.waitWindow(); err != nil {
+				p.over, p.err = true, err
+				return
+			}
+		default:
+			p.finish(err)
+			return
 		}
-		if gone := p.s.CloseWrite(); gone != nil {
-			return gone
-		}
-		return err
+	}
+}
+
+// finish ends our direction of the stream, because the socket ended with err.
+func (p *pump) finish(err error) {
+	p.over, p.err = true, err
+	if gone := p.s.CloseWrite(); gone != nil {
+		p.err = gone
 	}
 }
 
@@ -165,17 +240,18 @@ func (s *stream) waitWindow() error {
 	return s.awaitWindow()
 }
 
-// read reads once into p.b. With neither block, end nor error there was no window.
+// read reads once into p.b. With neither block, end nor error there was no window,
+// unless p.empty is set: then there was nothing to read.
 func (p *pump) read() error {
-	p.rerr = nil
+	p.rerr, p.empty = nil, false
 	if err := p.raw.Read(p.readOnce); err != nil {
 		return err
 	}
 	return p.rerr
 }
 
-// readFD runs when the socket may be readable; it holds window and a block only
-// if there are bytes to put into them.
+// readFD never waits; it holds window and a block only if there are bytes to put
+// into them.
 func (p *pump) readFD(fd uintptr) bool {
 	c := p.s.c
 	b, got := c.reserveBlock(p.s, p.class)
@@ -196,7 +272,7 @@ func (p *pump) readFD(fd uintptr) bool {
 	c.mu.Unlock()
 	switch {
 	case err == unix.EAGAIN:
-		return false
+		p.empty = true
 	case err != nil:
 		p.rerr = os.NewSyscallError("read", err)
 	default:

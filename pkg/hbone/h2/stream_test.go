@@ -304,9 +304,9 @@ func TestGoroutinesPerStream(t *testing.T) {
 		roundTrip(t, c)
 	}
 	hbonetest.Until(t, "writers and drains to end", func() bool {
-		return hbonetest.Goroutines("h2.(*") == hbonetest.Goroutines("h2.(*pump).run")+hbonetest.Goroutines("h2.(*conn).run")+hbonetest.Goroutines("h2.(*Server).Serve(")
+		return hbonetest.Goroutines("h2.(*") == hbonetest.Goroutines("h2.(*stream).Pump")+hbonetest.Goroutines("h2.(*conn).run")+hbonetest.Goroutines("h2.(*Server).Serve(")
 	})
-	if n := hbonetest.Goroutines("h2.(*pump).run"); n != 2*streams {
+	if n := hbonetest.Goroutines("h2.(*stream).Pump"); n != 2*streams {
 		t.Errorf("%d pumps for %d streams", n, streams)
 	}
 }
