@@ -20,8 +20,16 @@ import (
 type Parts struct {
 	Source  podsource.Source
 	Finder  podns.Finder
+	Notes   Notes // nil: a folder of patches, Config.PatchesOut
 	Metrics *Metrics
 	Log     *slog.Logger
+}
+
+// Notes is where it is written how pods are redirected. An Annotator of package
+// apiserver is one.
+type Notes interface {
+	// Annotate writes it on a pod; "" takes it away. It does not wait.
+	Annotate(uid mesh.PodUID, p mesh.PodInfo, redirection string)
 }
 
 // Agent follows the pods of one node.
@@ -120,7 +128,7 @@ func (a *Agent) update(ctx context.Context, s podsource.Snapshot) {
 	close(a.changed)
 	a.changed = make(chan struct{})
 	a.mu.Unlock()
-	if first {
+	if first && a.parts.Notes == nil {
 		a.patches.sweep(s.Pods)
 	}
 	for _, p := range born {

@@ -3,7 +3,7 @@
 //
 //	runtime ── POST /cmdadd ──▶┌───────┐  rules (redirect) ──▶ pod's namespace
 //	                           │ Agent │  namespace (zds) ───▶ ztunnel
-//	pods, labels (podsource) ─▶└───────┘  annotation ────────▶ patches folder
+//	pods, labels (podsource) ─▶└───────┘  annotation ────────▶ API server, or a folder
 //
 // A pod joins
 //
@@ -26,10 +26,7 @@ import (
 	"io"
 	"log/slog"
 
-	"github.com/culvert-mesh/culvert/cni-plugin/podns"
-	"github.com/culvert-mesh/culvert/cni-plugin/podsource"
 	"github.com/culvert-mesh/culvert/cni-plugin/redirect"
-	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/run"
@@ -56,21 +53,26 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := redirect.SelfTest(); err != nil {
 		return err
 	}
-	layers := folder.Layers{Base: cfg.Folders, Objects: cfg.Objects, Patches: append(cfg.Patches, cfg.PatchesOut)}
 	registry := metrics.NewRegistry("node-agent", run.Version())
-	a := New(cfg, Parts{
-		Source:  podsource.NewFolders(cfg.Node, layers, log),
-		Finder:  podns.Dir(cfg.NetnsDir),
-		Metrics: NewMetrics(registry),
-		Log:     log,
-	})
+	var g run.Group
+	parts := Parts{Metrics: NewMetrics(registry), Log: log}
+	if err := connect(&parts, &g, cfg); err != nil {
+		return err
+	}
+	a := New(cfg, parts)
 	registry.MustRegister(heldSockets(a.store))
 	h := &server{agent: a, metrics: metrics.Handler(registry)}
-	var g run.Group
 	g.Add("agent", a.Run)
 	g.Add("http", h.runUnix)
 	if cfg.AdminListen.IsValid() {
 		g.Add("admin", h.runTCP)
+	}
+	if cfg.CNI.Folder != "" {
+		installer, err := newInstaller(cfg, log)
+		if err != nil {
+			return err
+		}
+		g.Add("CNI plugin", installer.Run)
 	}
 	log.Info("node agent started", "node", cfg.Node, "socket", cfg.Socket, "zds", cfg.ZDS)
 	return g.Run(ctx)

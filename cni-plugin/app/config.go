@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/cni-plugin/install"
 	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -26,6 +27,10 @@ type Config struct {
 	Patches     []string       // patches of others
 	PatchesOut  string         // where the agent writes its annotations
 	NetnsDir    string         // namespaces of pods, bound at files named by UID
+	Kube        bool           // pods come from an API server instead of folders
+	Kubeconfig  string         // how to reach it; "" = as a pod does
+	Proc        string         // the node's procfs, where namespaces are found unless in NetnsDir
+	CNI         install.Config // where the CNI plugin is kept installed; no Folder = nowhere
 	Eligibility string         // file that says who is in the mesh; "" = none
 	AdminListen netip.AddrPort // health, metrics and status over TCP; invalid = none
 
@@ -61,6 +66,14 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.Var((*list)(&c.Patches), "patches", "folder of patches written by others (repeatable)")
 	fs.StringVar(&c.PatchesOut, "patches-out", "", "folder to write pod annotations to")
 	fs.StringVar(&c.NetnsDir, "netns-dir", "", "folder of pods' network namespaces, named by pod UID")
+	fs.BoolVar(&c.Kube, "kube", false, "follow the pods of an API server instead of folders")
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach the API server, with --kube; default: as a pod does")
+	fs.StringVar(&c.Proc, "proc", "/proc", "the node's procfs, where pods' network namespaces are found unless there is --netns-dir")
+	fs.StringVar(&c.CNI.Folder, "cni-conf-dir", "", "folder of the runtime's CNI configuration, to keep the plugin installed in")
+	fs.StringVar(&c.CNI.BinDir, "cni-bin-dir", "/opt/cni/bin", "folder of the runtime's CNI programs")
+	fs.StringVar(&c.CNI.Binary, "cni-plugin", "/usr/local/bin/culvert-cni", "the plugin's program, to be copied there")
+	fs.StringVar(&c.CNI.Own, "cni-own-conf", "", "name of a CNI configuration of our own, before the cluster's; default: the cluster's is added to")
+	fs.StringVar(&c.CNI.Only, "cni-conf", "", "name of the cluster's CNI configuration; default: the first")
 	fs.StringVar(&c.Eligibility, "eligibility", "", "file to keep the list of pods in the mesh in")
 	fs.StringVar(&admin, "admin-listen", "", "address for health, metrics and status, such as :15014")
 	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", env.Bool("AMBIENT_DNS_CAPTURE", true), "capture DNS of pods that do not say otherwise")
@@ -100,10 +113,14 @@ func (c Config) validate(rest []string) error {
 		return fmt.Errorf("unexpected argument %q", rest[0])
 	case c.Node == "":
 		return errors.New("--node is required (or NODE_NAME in the environment)")
-	case c.PatchesOut == "":
-		return errors.New("--patches-out is required")
-	case c.NetnsDir == "":
-		return errors.New("--netns-dir is required")
+	case c.Kube && len(c.Folders)+len(c.Objects)+len(c.Patches)+len(c.PatchesOut) > 0:
+		return errors.New("--kube excludes --folder, --objects, --patches and --patches-out: pods come from one place")
+	case !c.Kube && c.PatchesOut == "":
+		return errors.New("--patches-out is required (or --kube)")
+	case !c.Kube && c.NetnsDir == "":
+		return errors.New("--netns-dir is required (or --kube)")
+	case c.CNI.Folder != "" && c.Eligibility == "":
+		return errors.New("--eligibility is required with --cni-conf-dir: the plugin goes by it when no agent answers")
 	}
 	return nil
 }

@@ -373,9 +373,20 @@ func (p *pod) annotate(value string) error {
 	if p.noteSet && p.noted == value {
 		return nil
 	}
-	if err := p.agent.patches.write(p.uid, p.name, value); err != nil {
-		return fmt.Errorf("annotate pod: %w", err)
+	if notes := p.agent.parts.Notes; notes == nil {
+		if err := p.agent.patches.write(p.uid, p.name, value); err != nil {
+			return fmt.Errorf("annotate pod: %w", err)
+		}
+	} else if p.noteSet || p.annotation() != value {
+		notes.Annotate(p.uid, p.name, value)
 	}
 	p.noted, p.noteSet = value, true
 	return nil
+}
+
+// annotation is what the pod's source says that is written on it.
+func (p *pod) annotation() string {
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
+	return p.spec.Annotations[enroll.AnnotationRedirection]
 }
