@@ -5,7 +5,10 @@ import (
 	"os"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
@@ -57,7 +60,7 @@ func (a *App) buildXDS() (err error) {
 		Token:        c.Token.Read,
 		ClusterID:    string(c.Cluster),
 		Headers:      c.XDS.Headers,
-		Types:        []xds.Subscription{addresses, discovery.Policies(a.store)},
+		Types:        []xds.Subscription{addresses, discovery.Policies(a.store, a.malformedAddresses())},
 		Log:          logging.Scope(a.log, "xds"),
 		Metrics:      metrics.NewXDS(a.registry),
 		Applied:      a.applied,
@@ -112,3 +115,19 @@ type rustLevels struct{ *logging.Levels }
 
 // Set applies a filter on top of the present levels.
 func (l rustLevels) Set(filter string) error { return l.Levels.Set(scopes(filter)) }
+
+// malformedAddresses returns what is done about addresses of policies that are none.
+// They are left out, as every implementation does, but not silently: the policy
+// means less than it says.
+func (a *App) malformedAddresses() func(mesh.PolicyName, []string) {
+	total := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "culvert_ztunnel_malformed_policy_addresses_total",
+		Help: "Addresses in policies that are no address range and were left out.",
+	})
+	a.registry.MustRegister(total)
+	log := logging.Scope(a.log, "policy")
+	return func(name mesh.PolicyName, addresses []string) {
+		total.Add(float64(len(addresses)))
+		log.Warn("addresses of a policy are malformed and left out", "policy", name, "addresses", addresses)
+	}
+}

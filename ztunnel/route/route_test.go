@@ -275,8 +275,13 @@ func describe(r Route) string {
 
 func (m testMesh) arrive(self *mesh.Workload, words []string) string {
 	a := Arrival{Local: self, Accepted: self.Addresses[0], Authority: words[0], Network: self.Network, Loopback: true}
-	if len(words) > 1 {
-		a.Accepted = netip.MustParseAddr(strings.TrimPrefix(words[1], "at="))
+	for _, opt := range words[1:] {
+		switch name, value, _ := strings.Cut(opt, "="); name {
+		case "at":
+			a.Accepted = netip.MustParseAddr(value)
+		case "loopback":
+			a.Loopback = value != "off"
+		}
 	}
 	d, err := Deliver(m.view, a)
 	if err != nil {

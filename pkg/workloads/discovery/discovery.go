@@ -46,16 +46,20 @@ func decodeAddress(r xds.Resource) (*mesh.Workload, *mesh.Service, error) {
 	return workload.ToMesh(&m)
 }
 
-// Policies subscribes a store to all L4 policies.
-func Policies(store *workloads.Store) xds.Subscription {
+// Policies subscribes a store to all L4 policies. malformed, unless nil, is told of
+// addresses that a policy has lost because they are none; the rest of it is in force.
+func Policies(store *workloads.Store, malformed func(name mesh.PolicyName, addresses []string)) xds.Subscription {
 	return xds.Subscription{TypeURL: authz.TypeURL, Wildcard: true, Handle: func(added []xds.Resource, removed []string) []xds.Rejected {
 		var update workloads.Update
 		var rejected []xds.Rejected
 		for _, r := range added {
-			p, err := decodePolicy(r)
+			p, lost, err := decodePolicy(r)
 			if err != nil {
 				rejected = append(rejected, xds.Rejected{Name: r.Name, Err: err})
 				continue
+			}
+			if len(lost) > 0 && malformed != nil {
+				malformed(p.Name, lost)
 			}
 			update.Policies = append(update.Policies, p)
 		}
@@ -69,10 +73,11 @@ func Policies(store *workloads.Store) xds.Subscription {
 	}}
 }
 
-func decodePolicy(r xds.Resource) (*mesh.Policy, error) {
+func decodePolicy(r xds.Resource) (p *mesh.Policy, lost []string, err error) {
 	var m authz.Authorization
 	if err := proto.Unmarshal(r.Body.GetValue(), &m); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return authz.ToMesh(&m)
+	p, err = authz.ToMesh(&m)
+	return p, authz.Malformed(&m), err
 }
