@@ -55,7 +55,7 @@ a name as the pod would write it, or an address.`,
 		if err != nil {
 			return err
 		}
-		if err := out.write(e.stdout, x, func(w io.Writer) error { return printWhy(w, x) }); err != nil {
+		if err := out.write(e.stdout, x, x.Print); err != nil {
 			return err
 		}
 		if x.Verdict != explain.Allowed {
@@ -215,79 +215,4 @@ func (m meshOf) Listens(p why.Pod, port uint16) (listens, known bool) {
 		}
 	}
 	return false, false
-}
-
-func printWhy(w io.Writer, x explain.Explanation) error {
-	fmt.Fprintf(w, "%s → %s: %s\n", x.From, x.To, x.Verdict)
-	if x.Error != "" {
-		fmt.Fprintf(w, "  %s\n", x.Error)
-	}
-	if x.L7 != "" {
-		fmt.Fprintf(w, "  the waypoint %s has rules of its own, which decide request by request\n", x.L7)
-	}
-	if l := x.Lookup; l != nil {
-		fmt.Fprintf(w, "\nlooking up %s in the pod\n", l.Host)
-		for i, a := range l.Addresses {
-			used := ""
-			if i == 0 && len(l.Addresses) > 1 {
-				used = "  (taken here)"
-			}
-			fmt.Fprintf(w, "  %s%s\n", a, used)
-		}
-		if l.Error != "" {
-			fmt.Fprintf(w, "  %s\n", l.Error)
-		}
-	}
-	told := map[string]string{} // what has been printed, and under which title
-	for _, h := range x.Hops {
-		first, again := told[essence(h)]
-		if !again {
-			told[essence(h)] = h.Title
-		}
-		printHop(w, h, first)
-	}
-	if len(x.Change) > 0 {
-		fmt.Fprintf(w, "\nwhat would change the answer\n")
-	}
-	for _, c := range x.Change {
-		fmt.Fprintf(w, "  - %s\n", c)
-	}
-	return nil
-}
-
-// essence is what two endpoints of a service have in common when the same is
-// decided about them for the same reasons.
-func essence(h explain.Hop) string {
-	title, _, _ := strings.Cut(h.Title, "/")
-	text := title + h.Verdict
-	for _, s := range h.Steps {
-		text += s.What + strings.Join(s.Detail, "")
-	}
-	return text
-}
-
-// printHop prints a hop, or only that it is like the one with that title.
-func printHop(w io.Writer, h explain.Hop, like string) {
-	fmt.Fprintf(w, "\n%s", h.Title)
-	if h.Node != "" {
-		fmt.Fprintf(w, ", on %s", h.Node)
-	}
-	if h.Share < 1 {
-		fmt.Fprintf(w, ", %.0f %% of the connections", h.Share*100)
-	}
-	if like != "" {
-		fmt.Fprintf(w, ": %s, for the same reasons\n", h.Verdict)
-		return
-	}
-	fmt.Fprintf(w, ": %s\n", h.Verdict)
-	for _, s := range h.Steps {
-		subject := s.What
-		if s.Subject != "" {
-			subject += " " + s.Subject
-		}
-		fmt.Fprintf(w, "  %s: %s\n", subject, s.Result)
-		for _, d := range s.Detail {
-			fmt.Fprintf(w, "      %s\n", d)
-		}
-	}
 }

@@ -20,12 +20,16 @@ import (
 const maxAdminBody = 1 << 20
 
 // serveAdmin hands a request on to the admin port of a component: "ztunnel-NODE",
-// "controlplane", or a waypoint's pod "NAMESPACE/NAME".
+// "agent-NODE", "controlplane", or a waypoint's pod "NAMESPACE/NAME".
 func (m *Mesh) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	target, path := r.URL.Query().Get("target"), r.URL.Query().Get("path")
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if node, ok := strings.CutPrefix(target, "agent-"); ok {
+		m.askAgent(w, r, node, path)
 		return
 	}
 	ns, release, err := m.namespaceOf(r.Context(), target)
@@ -43,6 +47,25 @@ func (m *Mesh) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer)
 }
 
+// askAgent hands a request on to a node agent, which answers on its socket.
+func (m *Mesh) askAgent(w http.ResponseWriter, r *http.Request, node, path string) {
+	req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://agent"+path, nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	transport := unixTransport(m.dir.AgentSocket(node))
+	transport.DisableKeepAlives = true
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		http.Error(w, fmt.Sprintf("ask agent-%s: %v", node, err), http.StatusBadGateway)
+		return
+	}
+	defer resp.Body.Close()
+	w.WriteHeader(resp.StatusCode)
+	_, _ = io.Copy(w, resp.Body)
+}
+
 // namespaceOf returns where a component's admin port is.
 func (m *Mesh) namespaceOf(ctx context.Context, target string) (ns *netns.NS, release func(), err error) {
 	none := func() {}
@@ -53,9 +76,6 @@ func (m *Mesh) namespaceOf(ctx context.Context, target string) (ns *netns.NS, re
 		if target == ztunnelName(n.Name) {
 			return n.NS, none, nil
 		}
-	}
-	if strings.HasPrefix(target, "agent-") {
-		return nil, nil, fmt.Errorf("%s: a node agent has no admin port", target)
 	}
 	st, err := m.Status(ctx)
 	if err != nil {
@@ -70,7 +90,7 @@ func (m *Mesh) namespaceOf(ctx context.Context, target string) (ns *netns.NS, re
 			return ns, func() { ns.Close() }, nil
 		}
 	}
-	return nil, nil, fmt.Errorf("%q is no component: want controlplane, ztunnel-NODE or the pod of a waypoint", target)
+	return nil, nil, fmt.Errorf("%q is no component: want controlplane, ztunnel-NODE, agent-NODE or the pod of a waypoint", target)
 }
 
 // askInside makes one HTTP request to a port of a namespace's loopback.

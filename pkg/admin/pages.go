@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
 )
@@ -21,7 +22,7 @@ func New(cfg Config) *Server {
 	s.mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	s.mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	if cfg.Levels != nil {
-		s.Handle("/logging", "log levels; POST ?level=info,access=debug changes them, ?reset restores them", http.HandlerFunc(s.logging))
+		s.Handle("/logging", "log levels; POST ?level=info,access=debug changes them, ?reset restores them", LevelPage{cfg.Levels, s.cfg.Log})
 	}
 	if cfg.Quit != nil {
 		s.Handle("/quitquitquit", "POST ends the program", http.HandlerFunc(s.quit))
@@ -61,26 +62,32 @@ func (s *Server) configDump(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(append(text, '\n'))
 }
 
-// logging shows and changes log levels.
-func (s *Server) logging(w http.ResponseWriter, r *http.Request) {
+// LevelPage shows and changes log levels: POST ?level=FILTER and ?reset.
+type LevelPage struct {
+	Levels Levels
+	Log    *slog.Logger
+}
+
+// ServeHTTP implements http.Handler.
+func (p LevelPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if r.Method != http.MethodPost && len(query) > 0 {
 		notAllowed(w, "POST changes levels")
 		return
 	}
 	if query.Has("reset") {
-		s.cfg.Levels.Reset()
+		p.Levels.Reset()
 	}
 	if filter := query.Get("level"); filter != "" {
-		if err := s.cfg.Levels.Set(filter); err != nil {
+		if err := p.Levels.Set(filter); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 	}
 	if len(query) > 0 {
-		s.cfg.Log.Info("log levels changed", "levels", s.cfg.Levels.String())
+		p.Log.Info("log levels changed", "levels", p.Levels.String())
 	}
-	fmt.Fprintf(w, "current log level is %s\n", s.cfg.Levels)
+	fmt.Fprintf(w, "current log level is %s\n", p.Levels)
 }
 
 // quit ends the program.
