@@ -1,6 +1,6 @@
 // Package app wires the control plane together.
 //
-//	source/file ─► model ─► xds/workload, xds/waypoint ─► xds.Cache ─► delta streams ┐
+//	source/{file,kube} ─► model ─► xds/workload, xds/waypoint ─► xds.Cache ─► delta streams ┐
 //	                 │                                                             ├─ 15012, TLS
 //	                 ├─► NodeRule ─► ca ──────────────────────────────────────────┘
 //	                 └─► status ─► 15000 /debug/status     15014 metrics     15021 readiness
@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,7 +24,6 @@ import (
 	"github.com/culvert-mesh/culvert/controlplane/ca"
 	"github.com/culvert-mesh/culvert/controlplane/model"
 	"github.com/culvert-mesh/culvert/controlplane/source"
-	"github.com/culvert-mesh/culvert/controlplane/source/file"
 	"github.com/culvert-mesh/culvert/controlplane/status"
 	"github.com/culvert-mesh/culvert/controlplane/xds"
 	"github.com/culvert-mesh/culvert/controlplane/xds/waypoint"
@@ -36,7 +34,6 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/run"
-	"github.com/culvert-mesh/culvert/pkg/token"
 	authzpb "github.com/culvert-mesh/culvert/pkg/wire/authz"
 	waypointpb "github.com/culvert-mesh/culvert/pkg/wire/waypoint"
 	workloadpb "github.com/culvert-mesh/culvert/pkg/wire/workload"
@@ -121,16 +118,18 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	a.triggers = prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Changes of the source that were compiled."})
 	a.registry.MustRegister(a.triggers)
 	a.identity = newServing(authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))
-	a.source = file.New(cfg.Layers, filepath.Join(cfg.State, "last-good"), logging.Scope(log, "source"))
+	auth, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
 	a.model = model.New(cfg.Mesh)
 	a.cache = xds.NewCache()
-	verifier := token.NewVerifier(token.VerifierConfig{JWKS: cfg.TokenKeys})
 	a.streams = xds.NewServer(xds.Config{
-		Cache: a.cache, Order: pushOrder(), Auth: verifier, Kinds: kinds(), Ready: a.first,
+		Cache: a.cache, Order: pushOrder(), Auth: auth, Kinds: kinds(), Ready: a.first,
 		Log: logging.Scope(log, "xds"), Metrics: a.registry,
 	})
 	a.ca = ca.New(ca.Config{
-		Auth: verifier, Signer: authority, Rule: a.model, TrustDomain: cfg.Mesh.TrustDomain,
+		Auth: auth, Signer: authority, Rule: a.model, TrustDomain: cfg.Mesh.TrustDomain,
 		TrustedNodeAccounts: cfg.NodeAccounts, Log: logging.Scope(log, "ca"), Metrics: a.registry,
 	})
 	a.board = status.NewBoard(status.Inputs{

@@ -16,10 +16,13 @@ import (
 
 // Config is the control plane's configuration.
 type Config struct {
-	Layers    folder.Layers // where objects come from
-	State     string        // folder of the certificate authority; root-cert.pem appears there
-	TokenKeys string        // JWKS file of the keys that sign service-account tokens
-	Mesh      compile.Mesh
+	Layers     folder.Layers // where objects come from
+	Kube       bool          // objects come from an API server instead
+	Kubeconfig string        // how to reach it; "" = as a pod does
+	Audiences  []string      // that tokens must be for, with Kube
+	State      string        // folder of the certificate authority; root-cert.pem appears there
+	TokenKeys  string        // JWKS file of the keys that sign service-account tokens; not with Kube
+	Mesh       compile.Mesh
 
 	XDSListen     string // xDS and CA, TLS
 	AdminListen   string
@@ -60,6 +63,9 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.Var(texts{&c.Layers.Base}, "folder", "`folder` of YAML that people write (repeatable)")
 	fs.Var(texts{&c.Layers.Objects}, "objects", "`folder` of objects that controllers write, merged over --folder (repeatable)")
 	fs.Var(texts{&c.Layers.Patches}, "patches", "`folder` of merge patches that never create objects (repeatable)")
+	fs.BoolVar(&c.Kube, "kube", false, "read objects from an API server instead of folders, and have it review tokens")
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: as a pod does")
+	fs.Var(texts{&c.Audiences}, "audience", "`audience` that tokens must be for, with --kube (repeatable; default istio-ca)")
 	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
 	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
@@ -78,6 +84,9 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.LogFormat, "log-format", env.Text("LOG_FORMAT", ""), "plain or json")
 	if err := fs.Parse(args); err != nil {
 		return c, err
+	}
+	if len(c.Audiences) == 0 {
+		c.Audiences = []string{"istio-ca"}
 	}
 	c.Mesh.Cluster, c.Mesh.Network = mesh.Cluster(cluster), mesh.Network(network)
 	return c, errors.Join(c.addresses(addrs), c.check(fs.Args()))
@@ -100,11 +109,15 @@ func (c *Config) check(rest []string) error {
 	switch {
 	case len(rest) > 0:
 		return fmt.Errorf("unexpected argument %q", rest[0])
-	case len(c.Layers.Base)+len(c.Layers.Objects) == 0:
-		return errors.New("--folder is required: there is no other source of objects")
+	case c.Kube && len(c.Layers.Base)+len(c.Layers.Objects)+len(c.Layers.Patches) > 0:
+		return errors.New("--kube excludes --folder, --objects and --patches: objects come from one place")
+	case !c.Kube && len(c.Layers.Base)+len(c.Layers.Objects) == 0:
+		return errors.New("--folder is required (or --kube)")
 	case c.State == "":
 		return errors.New("--state is required")
-	case c.TokenKeys == "":
+	case c.Kube && c.TokenKeys != "":
+		return errors.New("--kube excludes --token-keys: the API server reviews tokens")
+	case !c.Kube && c.TokenKeys == "":
 		return errors.New("--token-keys is required: without it no proxy can say who it is")
 	}
 	return nil
