@@ -31,6 +31,8 @@ type forwarder struct {
 	net     Net
 	servers func() []netip.AddrPort // the node's own; asked where the client's is not known
 	cache   *scope
+	total   time.Duration // of all tries
+	each    time.Duration // of one
 
 	mu     sync.Mutex
 	shared map[cacheKey]*flight
@@ -45,7 +47,8 @@ type flight struct {
 }
 
 func newForwarder(via Net, servers func() []netip.AddrPort, c *cache) *forwarder {
-	return &forwarder{net: via, servers: servers, cache: c.newScope(), shared: map[cacheKey]*flight{}, shun: map[netip.AddrPort]time.Time{}}
+	return &forwarder{net: via, servers: servers, cache: c.newScope(), total: forwardTime, each: attemptTime,
+		shared: map[cacheKey]*flight{}, shun: map[netip.AddrPort]time.Time{}}
 }
 
 func (f *forwarder) close() { f.cache.close() }
@@ -151,7 +154,7 @@ var errTime = fmt.Errorf("no answer within %s", forwardTime)
 // ask tries one server after the other until one answers. What changes something
 // at the server is sent once.
 func (f *forwarder) ask(ctx context.Context, servers []netip.AddrPort, q *query, tcp bool, sent func(time.Duration, error)) (msg []byte, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, forwardTime, errTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, f.total, errTime)
 	defer cancel()
 	start := time.Now()
 	defer func() { sent(time.Since(start), err) }()
@@ -186,9 +189,9 @@ func (f *forwarder) ask(ctx context.Context, servers []netip.AddrPort, q *query,
 }
 
 func (f *forwarder) try(ctx context.Context, server netip.AddrPort, q *query, tcp bool, tries int) ([]byte, error) {
-	limit := attemptTime
+	limit := f.each
 	if tries == 1 {
-		limit = forwardTime
+		limit = f.total
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errNoAnswer)
 	defer cancel()

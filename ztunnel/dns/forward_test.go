@@ -150,6 +150,9 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// quick is how long a test waits for a server that will not answer.
+const quick = 100 * time.Millisecond
+
 // TestSilent: a server that is silent is asked again, and others after it.
 func TestSilent(t *testing.T) {
 	t.Parallel()
@@ -160,12 +163,12 @@ func TestSilent(t *testing.T) {
 		}
 		return [][]byte{says1(q, 0, "@ 0 IN A 192.0.2.1")}
 	})
-	r := startResolver(t, options{servers: []netip.AddrPort{late.addr}})
+	r := startResolver(t, options{servers: []netip.AddrPort{late.addr}, each: quick})
 	if got := r.ask(t, false, question("a.test", dns.TypeA)); len(got.Answer) != 1 {
 		t.Errorf("%v", got)
 	}
 	none := startUpstream(t, silent)
-	r = startResolver(t, options{servers: []netip.AddrPort{none.addr}})
+	r = startResolver(t, options{servers: []netip.AddrPort{none.addr}, each: quick})
 	q := question("a.test", dns.TypeA)
 	q.SetEdns0(1232, false)
 	if got := r.ask(t, false, q); got.Rcode != dns.RcodeServerFailure || !strings.Contains(explained(got), "no answer") {
@@ -187,7 +190,7 @@ func TestStale(t *testing.T) {
 		}
 		return nil
 	})
-	r := startResolver(t, options{servers: []netip.AddrPort{u.addr}})
+	r := startResolver(t, options{servers: []netip.AddrPort{u.addr}, each: quick})
 	q := question("a.test", dns.TypeA)
 	q.SetEdns0(1232, false)
 	r.ask(t, false, q)

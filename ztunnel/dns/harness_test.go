@@ -154,7 +154,8 @@ type options struct {
 	asked   func() netip.AddrPort // which server the pod addresses; nil = not known
 	servers []netip.AddrPort      // the node's own
 	limits  Limits
-	unknown bool // the pod is not in the mesh's view
+	each    time.Duration // one try at a server; 0 = as always
+	unknown bool          // the pod is not in the mesh's view
 }
 
 func startResolver(t testing.TB, o options) *resolver {
@@ -183,6 +184,9 @@ func startResolver(t testing.TB, o options) *resolver {
 			return o.asked(), nil
 		},
 	})
+	if o.each > 0 {
+		r.forwarder.each = o.each
+	}
 	r.serve(t, o)
 	return r
 }

@@ -93,9 +93,11 @@ func (s *Server) ServeUDP(u *UDP) error {
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 		default:
-			s.node.cfg.Log.Warn("cannot receive", "pod", s.cfg.Name, "error", err)
 			if s.life.Err() != nil {
 				return nil
+			}
+			if !s.deaf.Swap(true) {
+				s.node.cfg.Log.Warn("cannot receive DNS queries", "pod", s.cfg.Name, "error", err)
 			}
 			time.Sleep(receivePause)
 		}

@@ -35,6 +35,7 @@ type Server struct {
 	flows   sync.WaitGroup // queries that wait, connections
 	labels  atomic.Pointer[labelled]
 	blind   atomic.Bool // it has been said that original destinations are not to be had
+	deaf    atomic.Bool // it has been said that a socket fails
 	drains  atomic.Bool
 	closing sync.Once
 
