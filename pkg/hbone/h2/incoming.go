@@ -39,10 +39,7 @@ func (c *conn) request(f *http2.MetaHeadersFrame) error {
 	if status != 0 {
 		return (&responder{s}).Reject(status)
 	}
-	c.mu.Lock()
-	c.handlers++
-	c.mu.Unlock()
-	go c.handleStream(s, req)
+	go c.newHandling(s, req).run()
 	return nil
 }
 
@@ -109,22 +106,37 @@ func parseRequest(f *http2.MetaHeadersFrame) (req hbone.Request, status int, err
 	return req, 0, nil
 }
 
-// handleStream runs the handler of one CONNECT.
-func (c *conn) handleStream(s *stream, req hbone.Request) {
-	ctx, cancel := context.WithCancel(c.ctx)
-	defer cancel()
+// handling is one CONNECT and its handler.
+type handling struct {
+	s      *stream
+	ctx    context.Context
+	cancel context.CancelFunc
+	in     hbone.Incoming
+}
+
+// newHandling prepares what the handler of a CONNECT is given. It is apart from
+// run so that a handler begins with a small stack.
+func (c *conn) newHandling(s *stream, req hbone.Request) *handling {
+	h := &handling{s: s, in: c.incoming}
+	h.in.Request, h.in.Responder = req, &responder{s}
+	h.ctx, h.cancel = context.WithCancel(c.ctx)
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.handlers++
 	if s.err == nil {
-		s.cancel = cancel
+		s.cancel = h.cancel
 	} else {
-		cancel()
+		h.cancel()
 	}
-	c.mu.Unlock()
-	in := c.incoming
-	in.Request = req
-	in.Responder = &responder{s}
-	c.handler(ctx, &in)
-	s.finish()
+	return h
+}
+
+// run runs the handler.
+func (h *handling) run() {
+	defer h.cancel()
+	c := h.s.c
+	c.handler(h.ctx, &h.in)
+	h.s.finish()
 	c.mu.Lock()
 	c.handlers--
 	c.mu.Unlock()

@@ -165,7 +165,13 @@ func TestDrainUnderLoad(t *testing.T) {
 	server, stop := start()
 	p := NewPool(PoolConfig{
 		Dial: func(ctx context.Context, _ netip.AddrPort) (*net.TCPConn, error) {
-			return dialTCP(ctx, addr.Load().(netip.AddrPort))
+			for {
+				to := addr.Load().(netip.AddrPort)
+				c, err := dialTCP(ctx, to)
+				if err == nil || addr.Load().(netip.AddrPort) == to { // else it was replaced meanwhile
+					return c, err
+				}
+			}
 		},
 		TLS: constantTLS(ca.Client(t, clientID, serverID)),
 	})
