@@ -45,7 +45,8 @@ type CacheConfig struct {
 // However many callers wait for an identity there is one request. A certificate is
 // handed out until it expires, also while its renewal fails. A failed identity
 // answers with its last error at once, and demand brings its next attempt forward
-// to at most demandRetry after the failure.
+// to at most demandRetry after the failure. While the CA is known not to answer,
+// or the identity's last attempt failed, nobody waits longer than impatience.
 type Cache struct {
 	issuer Issuer
 	stream Streamer // issuer, if it renews by itself
@@ -57,6 +58,7 @@ type Cache struct {
 	queue   []*entry // unordered; short
 	calls   int
 	queued  uint64 // requests ever queued, for first come first served
+	silent  error  // ErrUnreachable if the CA did not answer last; nil once it does
 	stopped error
 }
 
@@ -84,8 +86,15 @@ type entry struct {
 // attempt worth its cost.
 const demandRetry = 5 * time.Second
 
+// impatience is how long a connection waits for an attempt that will probably fail.
+const impatience = time.Second
+
 // giveUp is how long a failing identity is retried when nobody asks for it.
 const giveUp = 10 * time.Minute
+
+// ErrUnreachable marks an Issuer's error that says nothing about the identity: the
+// CA did not answer.
+var ErrUnreachable = errors.New("certificate authority does not answer")
 
 var (
 	errForgotten = errors.New("identity no longer needed")
@@ -132,10 +141,8 @@ func (c *Cache) Certificate(ctx context.Context, id mesh.Identity) (*SVID, error
 	if err != nil {
 		return nil, noCertificate(id, err)
 	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-		return nil, noCertificate(id, context.Cause(ctx))
+	if err := c.await(ctx, e, done); err != nil {
+		return nil, noCertificate(id, err)
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -143,6 +150,36 @@ func (c *Cache) Certificate(ctx context.Context, id mesh.Identity) (*SVID, error
 		return e.svid, nil
 	}
 	return nil, noCertificate(id, e.err)
+}
+
+// await waits for the end of an attempt, but not long for one that will probably
+// fail: then it returns why.
+func (c *Cache) await(ctx context.Context, e *entry, done <-chan struct{}) error {
+	var late <-chan time.Time
+	expected := c.expected(e)
+	if expected != nil {
+		timer := time.NewTimer(impatience)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-done:
+		return nil
+	case <-late:
+		return expected
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// expected returns with what the attempt for e will probably fail, nil for nothing.
+func (c *Cache) expected(e *entry) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if e.err != nil {
+		return e.err
+	}
+	return c.silent
 }
 
 // noCertificate gives an error its reason, unless the issuer has done so.
@@ -339,6 +376,12 @@ func (c *Cache) finish(e *entry, before int, svid *SVID, err error) {
 	defer c.mu.Unlock()
 	c.calls--
 	c.signal()
+	switch {
+	case err == nil:
+		c.silent = nil
+	case errors.Is(err, ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+		c.silent = ErrUnreachable // err names another identity
+	}
 	if e.done == nil { // forgotten meanwhile
 		return
 	}

@@ -41,6 +41,7 @@ type fakeCA struct {
 
 func (f *fakeCA) Issue(ctx context.Context, id mesh.Identity) (*certs.SVID, error) {
 	f.mu.Lock()
+	delay := f.delay
 	f.calls = append(f.calls, id.ServiceAccount)
 	f.times = append(f.times, time.Now())
 	f.now++
@@ -52,7 +53,7 @@ func (f *fakeCA) Issue(ctx context.Context, id mesh.Identity) (*certs.SVID, erro
 		f.now--
 	}()
 	select {
-	case <-time.After(f.delay):
+	case <-time.After(delay):
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -68,6 +69,12 @@ func (f *fakeCA) setDown(down bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.down = down
+}
+
+func (f *fakeCA) setDelay(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delay = d
 }
 
 // started returns when each call began.

@@ -202,10 +202,19 @@ func (c *Client) issue(ctx context.Context, id mesh.Identity) (*certs.SVID, erro
 	defer l.calls.Done()
 	resp, err := ca.NewIstioCertificateServiceClient(l.conn).CreateCertificate(ctx, req)
 	if err != nil {
-		s := status.Convert(err)
-		return nil, fmt.Errorf("%s: %s", s.Code(), s.Message())
+		return nil, explain(err)
 	}
 	return certs.ParseSVID(id, key, resp.GetCertChain())
+}
+
+// explain says what the CA answered, or that it did not.
+func explain(err error) error {
+	s := status.Convert(err)
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return fmt.Errorf("%w: %s: %s", certs.ErrUnreachable, s.Code(), s.Message())
+	}
+	return fmt.Errorf("%s: %s", s.Code(), s.Message())
 }
 
 // withMetadata adds the token and the configured headers to a call. Without a
