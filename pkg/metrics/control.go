@@ -120,3 +120,18 @@ func (m *XDS) Message(typeURL string, bytes int) {
 	m.messages.WithLabelValues(typeURL).Inc()
 	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
 }
+
+// KnowledgeAge exposes how old what a proxy knows of the mesh is; heard says up to
+// when it was current, as xds.Client.Heard does.
+func KnowledgeAge(reg prometheus.Registerer, heard func() time.Time) {
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "culvert_knowledge_age_seconds",
+		Help: "How old what is known of the mesh is, also when a predecessor handed it over; 0 while the control plane is there, -1 if nothing was ever heard.",
+	}, func() float64 {
+		at := heard()
+		if at.IsZero() {
+			return -1
+		}
+		return max(0, time.Since(at).Round(time.Millisecond).Seconds())
+	}))
+}

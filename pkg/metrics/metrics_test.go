@@ -303,6 +303,24 @@ func TestStaleness(t *testing.T) {
 	})
 }
 
+func TestKnowledgeAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		var heard time.Time
+		KnowledgeAge(reg, func() time.Time { return heard })
+		for _, want := range []string{" -1\n", " 0\n", " 60\n"} {
+			if text := scrape(t, reg, "culvert_knowledge_age_seconds "); !strings.HasSuffix(text, want) {
+				t.Errorf("%q, want %q", text, want)
+			}
+			if heard.IsZero() {
+				heard = time.Now()
+			} else {
+				time.Sleep(time.Minute)
+			}
+		}
+	})
+}
+
 func TestLive(t *testing.T) {
 	t.Parallel()
 	tcp := NewTCP(prometheus.NewRegistry(), TCPConfig{})

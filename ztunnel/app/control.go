@@ -68,6 +68,7 @@ func (a *App) buildXDS() (err error) {
 	if err != nil {
 		return fmt.Errorf("XDS_ADDRESS: %w", err)
 	}
+	metrics.KnowledgeAge(a.registry, a.xds.Heard)
 	if a.demand != nil {
 		a.demand.Attach(a.xds)
 	}
