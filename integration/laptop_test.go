@@ -8,14 +8,12 @@
 package integration
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -112,6 +110,10 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"until": until,
 		// kill9 COMPONENT       kills the component's process; "up" is culvert itself
 		"kill9": kill9,
+		// keepdead COMPONENT    kills it as often as it comes back
+		"keepdead": keepDead,
+		// letlive COMPONENT     does so no more
+		"letlive": letLive,
 		// file PATH             waits until a file exists
 		"file": awaitFile,
 	}
@@ -138,51 +140,6 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s: after %s still: %v\n%s", strings.Join(args[1:], " "), scriptPatience, err, out)
-}
-
-// kill9 kills a component, or a pod's process by the beginning of the pod's name,
-// and waits until the process is gone.
-func kill9(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: kill9 COMPONENT|NAMESPACE/POD")
-	}
-	pid := 0
-	name := ts.Getenv("CULVERT_NAME")
-	if args[0] == "up" {
-		raw, err := os.ReadFile(filepath.Join(laptop.Root, name+".lock"))
-		ts.Check(err)
-		var owner struct{ PID int }
-		ts.Check(json.Unmarshal(raw, &owner))
-		pid = owner.PID
-	} else {
-		out, err := exec.Command(filepath.Join(bin, "culvert"), "ps", "-o", "json", "--name", name).Output()
-		ts.Check(err)
-		var st laptop.Status
-		ts.Check(json.Unmarshal(out, &st))
-		for _, c := range st.Components {
-			if c.Name == args[0] {
-				pid = c.PID
-			}
-		}
-		for _, p := range st.Pods {
-			if strings.HasPrefix(p.Namespace+"/"+p.Name, args[0]) {
-				pid = p.PID
-			}
-		}
-	}
-	if pid == 0 {
-		ts.Fatalf("%s does not run", args[0])
-	}
-	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
-	for end := time.Now().Add(scriptPatience); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
-		state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if strings.Contains(string(state), ") Z ") {
-			return
-		}
-		if time.Now().After(end) {
-			ts.Fatalf("process %d does not end", pid)
-		}
-	}
 }
 
 // awaitFile waits until a file exists, or with ! until it does not.
