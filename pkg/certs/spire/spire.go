@@ -77,7 +77,8 @@ type stream struct {
 
 	got  *material   // what the agent sent last; nil = nothing
 	svid *certs.SVID // made of it
-	err  error       // why there is nothing newer; nil after a success
+	bad  error       // why none could be made of it
+	err  error       // why the agent has sent nothing newer
 	told chan struct{}
 	once bool // told is closed: there is a first outcome
 }
@@ -164,6 +165,8 @@ func (i *Issuer) Issue(ctx context.Context, id mesh.Identity) (*certs.SVID, erro
 		return st.svid, nil
 	case st.err != nil:
 		return nil, noCertificate(id, st.err)
+	case st.bad != nil:
+		return nil, noCertificate(id, st.bad)
 	default:
 		return nil, noCertificate(id, fmt.Errorf("the certificate ended at %s and SPIRE has sent no other",
 			st.svid.NotAfter.UTC().Format(time.RFC3339)))

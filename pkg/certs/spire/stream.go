@@ -174,7 +174,7 @@ func (i *Issuer) gotBundles(b bundles) {
 // got takes what the agent sent for an identity.
 func (i *Issuer) got(st *stream, m *material) {
 	i.mu.Lock()
-	st.got = m
+	st.got, st.err = m, nil
 	made := i.makeLocked(st)
 	i.mu.Unlock()
 	if made != nil {
@@ -206,7 +206,7 @@ func (i *Issuer) makeLocked(st *stream) *certs.SVID {
 	roots, federated := trust(st.id, m.federates, known)
 	svid, err := certs.NewSVID(st.id, m.key, m.chain, roots, federated)
 	if err != nil {
-		st.err = fmt.Errorf("certificate from SPIRE: %w", err)
+		st.bad = fmt.Errorf("certificate from SPIRE: %w", err)
 		st.tellLocked()
 		return nil
 	}
@@ -215,7 +215,7 @@ func (i *Issuer) makeLocked(st *stream) *certs.SVID {
 	} else {
 		st.svid = svid
 	}
-	st.err = nil
+	st.bad = nil
 	st.tellLocked()
 	return svid
 }
