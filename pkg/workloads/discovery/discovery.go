@@ -8,6 +8,8 @@
 package discovery
 
 import (
+	"runtime"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
@@ -20,22 +22,48 @@ import (
 // Addresses subscribes a store to all workloads and services.
 func Addresses(store *workloads.Store) xds.Subscription {
 	return xds.Subscription{TypeURL: workload.TypeURL, Wildcard: true, Handle: func(added []xds.Resource, removed []string) []xds.Rejected {
-		update := workloads.Update{Removed: removed}
-		var rejected []xds.Rejected
-		for _, r := range added {
-			w, svc, err := decodeAddress(r)
-			switch {
-			case err != nil:
-				rejected = append(rejected, xds.Rejected{Name: r.Name, Err: err})
-			case w != nil:
-				update.Workloads = append(update.Workloads, w)
-			default:
-				update.Services = append(update.Services, svc)
-			}
-		}
-		store.Apply(update)
-		return rejected
+		store.Apply(workloads.Update{Removed: removed})
+		return applyAddresses(store, added)
 	}}
+}
+
+const (
+	// batch is how many workloads become known at once: more would keep the
+	// processor from connections for too long, fewer would copy the endpoints of
+	// large services too often.
+	batch = 512
+	// breath is how many are decoded without letting others run, about a
+	// millisecond's worth.
+	breath = 64
+)
+
+// applyAddresses decodes in small steps and applies in batches, so that a burst of
+// changes, or everything at the start, does not hold up connections. Services come
+// last: who finds a new one finds its endpoints too.
+func applyAddresses(store *workloads.Store, added []xds.Resource) (rejected []xds.Rejected) {
+	var update workloads.Update
+	var services []*mesh.Service
+	for i, r := range added {
+		w, svc, err := decodeAddress(r)
+		switch {
+		case err != nil:
+			rejected = append(rejected, xds.Rejected{Name: r.Name, Err: err})
+		case w != nil:
+			update.Workloads = append(update.Workloads, w)
+		default:
+			services = append(services, svc)
+		}
+		if len(update.Workloads) == batch {
+			store.Apply(update)
+			update.Workloads = update.Workloads[:0:0]
+		}
+		if i%breath == breath-1 {
+			runtime.Gosched()
+		}
+	}
+	update.Services = services
+	store.Apply(update)
+	return rejected
 }
 
 func decodeAddress(r xds.Resource) (*mesh.Workload, *mesh.Service, error) {
