@@ -38,7 +38,12 @@ func testWorkload(i int) *mesh.Workload {
 		Protocol: mesh.HBONE, TrustDomain: mesh.DefaultTrustDomain, ServiceAccount: fmt.Sprint("app-", service),
 		Node: fmt.Sprint("node-", i%1000), CanonicalName: fmt.Sprint("app-", service), CanonicalRevision: "v1",
 		WorkloadType: mesh.Pod, WorkloadName: fmt.Sprint("app-", service), Capacity: 1,
-		Services: []mesh.Membership{{Service: name, Ports: []mesh.Port{{Service: 80, Target: 8080}}}},
+		Locality: mesh.Locality{Region: "region-1", Zone: fmt.Sprint("zone-", i%3)},
+		Policies: []mesh.PolicyName{{Namespace: name.Namespace, Name: fmt.Sprint("allow-", service)}},
+		Services: []mesh.Membership{
+			{Service: name, Ports: []mesh.Port{{Service: 80, Target: 8080}}},
+			{Service: mesh.ServiceName{Namespace: name.Namespace, Hostname: "headless-" + name.Hostname}, Ports: []mesh.Port{{Service: 80, Target: 8080}, {Service: 9090, Target: 9090}}},
+		},
 	}
 }
 
@@ -100,6 +105,29 @@ func BenchmarkFill(b *testing.B) {
 			b.ReportMetric(live/float64(n), "B/workload")
 			b.ReportMetric(live/1e6, "MB")
 			runtime.KeepAlive(s)
+		})
+	}
+}
+
+// What a connection asks costs the same however many policies there are: only
+// those of its namespace and those that its workload names are looked at.
+func BenchmarkPoliciesFor(b *testing.B) {
+	for _, n := range []int{1, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := New()
+			var u Update
+			for i := range n {
+				name := mesh.PolicyName{Namespace: fmt.Sprint("ns-", i%100), Name: fmt.Sprint("allow-", i)}
+				u.Policies = append(u.Policies, &mesh.Policy{Name: name, Scope: mesh.ScopeWorkloadSelector})
+			}
+			s.Apply(u)
+			w := testWorkload(0)
+			b.ReportAllocs()
+			for b.Loop() {
+				if list, missing := s.PoliciesFor(w); len(list) != 1 || len(missing) != 0 {
+					b.Fatal(list, missing)
+				}
+			}
 		})
 	}
 }
