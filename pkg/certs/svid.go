@@ -53,7 +53,8 @@ func uriSAN(id mesh.Identity) (pkix.Extension, error) {
 
 // ParseSVID builds the SVID for id from what a CA answered: PEM texts, the leaf
 // first, one intermediate in each of the following, all trusted roots in the
-// last. It fails unless the leaf is for id's URI and for key, and is valid now.
+// last. It fails unless the leaf is for id's URI and for key, and has not expired. One
+// that is not valid yet is taken: the clock that is off may be ours.
 func ParseSVID(id mesh.Identity, key crypto.Signer, chain []string) (*SVID, error) {
 	if len(chain) < 2 {
 		return nil, fmt.Errorf("certificate chain has %d elements, want at least a leaf and a root", len(chain))
