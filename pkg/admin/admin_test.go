@@ -75,7 +75,8 @@ func TestPages(t *testing.T) {
 		t.Errorf("config dump: %d %v %s", status, err, body)
 	}
 	for path, want := range map[string]int{
-		"/debug/pprof/heap": 200, "/debug/pprof/cmdline": 200, "/nothing": 404,
+		"/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/heap/profiling": 200, "/debug/pprof/cmdline": 200,
+		"/debug/pprof/profile?seconds=1": 200, "/nothing": 404,
 		"/logging": 404, "/quitquitquit": 404, // not configured
 	} {
 		if status, _ := do(t, "GET", url+path, ""); status != want {

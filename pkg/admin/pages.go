@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 )
 
 // New returns the admin server: index, /config_dump, /logging, /debug/pprof/,
@@ -21,6 +22,7 @@ func New(cfg Config) *Server {
 	s.mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	s.mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	s.mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	s.mux.HandleFunc("/debug/pprof/heap/profiling", heapProfiling)
 	if cfg.Levels != nil {
 		s.Handle("/logging", "log levels; POST ?level=info,access=debug changes them, ?reset restores them", LevelPage{cfg.Levels, s.cfg.Log})
 	}
@@ -28,6 +30,12 @@ func New(cfg Config) *Server {
 		s.Handle("/quitquitquit", "POST ends the program", http.HandlerFunc(s.quit))
 	}
 	return s
+}
+
+// heapProfiling is where upstream turns heap profiling on and off. Go's is always
+// on, sampled.
+func heapProfiling(w http.ResponseWriter, _ *http.Request) {
+	fmt.Fprintf(w, "heap profiling is always on, one sample in %d bytes; GET /debug/pprof/heap\n", runtime.MemProfileRate)
 }
 
 // indexPage lists what there is.

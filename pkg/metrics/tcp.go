@@ -18,6 +18,8 @@ import (
 type TCP struct {
 	table   *table[Flow, *Series]
 	sockets [3]atomic.Int64
+	// waypoint is set when a waypoint has reported.
+	waypoint atomic.Bool
 }
 
 var (
@@ -75,7 +77,12 @@ func (t *TCP) Live(r Reporter) (sum Live) {
 }
 
 // SocketOpened and SocketClosed keep istio_tcp_sockets_open.
-func (t *TCP) SocketOpened(r Reporter) { t.sockets[r].Add(1) }
+func (t *TCP) SocketOpened(r Reporter) {
+	if r == Waypoint {
+		t.waypoint.Store(true)
+	}
+	t.sockets[r].Add(1)
+}
 
 // SocketClosed is the counterpart of SocketOpened.
 func (t *TCP) SocketClosed(r Reporter) { t.sockets[r].Add(-1) }
@@ -228,6 +235,9 @@ func (t *TCP) Collect(ch chan<- prometheus.Metric) {
 		s.collect(ch)
 	}
 	for r := range t.sockets {
+		if Reporter(r) == Waypoint && !t.waypoint.Load() {
+			continue // a ztunnel's reporters are two
+		}
 		ch <- prometheus.MustNewConstMetric(tcpSockets, prometheus.GaugeValue, float64(t.sockets[r].Load()), Reporter(r).String())
 	}
 }

@@ -181,6 +181,10 @@ func (a *App) dumpConfig() any {
 	}
 }
 
+// dumpVersion has upstream's keys, also those that mean nothing here.
 func dumpVersion() any {
-	return map[string]string{"version": run.Version(), "goVersion": runtime.Version(), "gitRevision": run.Revision()}
+	return map[string]string{
+		"version": run.Version(), "gitRevision": run.Revision(), "goVersion": runtime.Version(), "rustVersion": "none",
+		"buildProfile": "release", "buildStatus": "Clean", "istioVersion": run.Version(), "cryptoProvider": "go crypto/tls",
+	}
 }
