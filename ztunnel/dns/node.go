@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -80,6 +81,44 @@ func (g *gate) enter() bool {
 }
 
 func (g *gate) leave() { g.n.Add(-1) }
+
+// tally counts what is under way. Unlike a WaitGroup it lets something begin while
+// somebody waits for the end.
+type tally struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed when n is 0 next; nil: nobody waits
+}
+
+func (t *tally) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n++
+}
+
+func (t *tally) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.none != nil {
+		close(t.none)
+		t.none = nil
+	}
+}
+
+// wait returns when nothing is under way.
+func (t *tally) wait() {
+	t.mu.Lock()
+	if t.n == 0 {
+		t.mu.Unlock()
+		return
+	}
+	if t.none == nil {
+		t.none = make(chan struct{})
+	}
+	none := t.none
+	t.mu.Unlock()
+	<-none
+}
 
 // enterBoth enters a pod's gate and the node's, or neither.
 func enterBoth(pod, node *gate) bool {

@@ -196,8 +196,8 @@ func (s *Server) ServeConn(tcp *net.TCPConn, dialled netip.AddrPort) {
 	defer s.conns.leave()
 	c := &conn{TCPConn: tcp, slots: make(chan struct{}, connQuery)}
 	c.from = from{local: addrPort(tcp.LocalAddr()), client: addrPort(tcp.RemoteAddr()), tcp: true, dialled: dialled}
-	s.flows.Add(1)
-	defer s.flows.Done()
+	s.flows.begin()
+	defer s.flows.end()
 	defer c.Close()
 	if !s.keep(c) {
 		return

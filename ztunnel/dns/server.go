@@ -32,7 +32,7 @@ type Server struct {
 
 	life    context.Context
 	end     context.CancelCauseFunc
-	flows   sync.WaitGroup // queries that wait, connections
+	flows   tally // queries that wait, connections
 	labels  atomic.Pointer[labelled]
 	blind   atomic.Bool // it has been said that original destinations are not to be had
 	deaf    atomic.Bool // it has been said that a socket fails
@@ -77,7 +77,7 @@ func (s *Server) Drain(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, s.Close)
-	s.flows.Wait()
+	s.flows.wait()
 	stop()
 }
 
@@ -153,7 +153,7 @@ func (s *Server) answer(raw []byte, f from, deliver func([]byte) error, done fun
 		return false
 	}
 	q.raw = append([]byte(nil), raw...)
-	s.flows.Add(1)
+	s.flows.begin()
 	go s.later(&pending{q: q, client: w, from: f, to: to, count: count, deliver: deliver, done: done})
 	return true
 }
@@ -192,7 +192,7 @@ type pending struct {
 }
 
 func (s *Server) later(p *pending) {
-	defer s.flows.Done()
+	defer s.flows.end()
 	defer p.done()
 	defer s.node.waiting.leave()
 	defer s.waiting.leave()
