@@ -37,10 +37,31 @@ func (p *Pool) connOver(ctx context.Context, carrier net.Conn, cfg *tls.Config, 
 	}
 	c := newConn(tc, true, p.cfg.Settings, p.cfg.Budget, p.cfg.Log)
 	c.slots = 1
+	c.peer = tc.ConnectionState().PeerCertificates
 	c.greet(0)
+	p.keepOver(c)
+	c.recheck(p.cfg.Recheck)
 	c.startPings()
-	go func() { _ = c.run() }() // its stream tells why it ended
-	return c, identity(tc.ConnectionState().PeerCertificates), nil
+	go p.serveOver(c)
+	return c, identity(c.peer), nil
+}
+
+// keepOver lets Recheck find the connection.
+func (p *Pool) keepOver(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over == nil {
+		p.over = make(map[*conn]struct{})
+	}
+	p.over[c] = struct{}{}
+}
+
+// serveOver reads the connection until it ends. Its stream tells why it did.
+func (p *Pool) serveOver(c *conn) {
+	_ = c.run()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.over, c)
 }
 
 // last makes the stream that is open the connection's last; without one the

@@ -34,6 +34,7 @@ type Pool struct {
 
 	mu       sync.Mutex
 	entries  map[key]*entry
+	over     map[*conn]struct{} // made by OpenOver
 	draining bool
 	changed  chan struct{} // closed and replaced when a connection has gone
 	live     int           // connections and dials

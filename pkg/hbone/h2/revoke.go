@@ -24,6 +24,9 @@ func (p *Pool) Recheck() {
 	for _, e := range p.entries {
 		conns = append(conns, e.conns...)
 	}
+	for c := range p.over {
+		conns = append(conns, c)
+	}
 	p.mu.Unlock()
 	for _, c := range conns {
 		c.recheck(p.cfg.Recheck)
