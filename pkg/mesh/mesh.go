@@ -49,6 +49,7 @@ const (
 	PortOutbound  = 15001 // ztunnel in the pod: captured outbound TCP
 	PortPlaintext = 15006 // ztunnel in the pod: captured inbound plaintext TCP
 	PortHBONE     = 15008 // HBONE, mutual TLS and HTTP/2 CONNECT
+	PortSOCKS     = 15080 // ztunnel in the pod, loopback only: SOCKS 5, for tests
 	PortDNS       = 15053 // ztunnel in the pod, loopback only: DNS proxy
 	PortAdmin     = 15000 // admin, loopback only
 	PortMetrics   = 15020 // Prometheus

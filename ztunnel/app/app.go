@@ -72,30 +72,32 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 
 // App is one ztunnel.
 type App struct {
-	cfg      Config
-	out      *logging.Writer
-	levels   *logging.Levels
-	log      *slog.Logger
-	otlp     *otlp.Logs // nil = log lines go to out only
-	registry *prometheus.Registry
-	ready    *admin.Readiness
-	store    *workloads.Store
-	xds      *xds.Client       // nil without a control plane
-	demand   *discovery.Demand // nil unless it is asked on demand
-	certs    *certs.Cache
-	tls      certs.Profile
-	closeCA  func() error
-	followCA func(context.Context) error // nil if there is nothing to follow
-	prefetch *prefetch
-	names    *workloads.Names
-	tcp      *metrics.TCP
-	node     *proxy.Node
-	pods     *inpod.Pods
-	own      *proxy.Pod    // ztunnel's own; nil when it does not know its name
-	zds      *zds.Client   // nil without a node agent
-	learned  func()        // opens the gate "state manager"
-	known    chan struct{} // closed when the mesh is known
-	knowOnce sync.Once
+	cfg       Config
+	out       *logging.Writer
+	levels    *logging.Levels
+	log       *slog.Logger
+	otlp      *otlp.Logs // nil = log lines go to out only
+	registry  *prometheus.Registry
+	ready     *admin.Readiness
+	store     *workloads.Store
+	xds       *xds.Client       // nil without a control plane
+	demand    *discovery.Demand // nil unless it is asked on demand
+	certs     *certs.Cache
+	tls       certs.Profile
+	closeCA   func() error
+	followCA  func(context.Context) error // nil if there is nothing to follow
+	prefetch  *prefetch
+	names     *workloads.Names
+	tcp       *metrics.TCP
+	node      *proxy.Node
+	pods      *inpod.Pods
+	alone     *proxy.Pod    // the one workload of a dedicated ztunnel; nil otherwise
+	listening func()        // opens the gate "workload proxy manager"
+	own       *proxy.Pod    // ztunnel's own; nil when it does not know its name
+	zds       *zds.Client   // nil without a node agent
+	learned   func()        // opens the gate "state manager"
+	known     chan struct{} // closed when the mesh is known
+	knowOnce  sync.Once
 
 	stores   handover.Stores
 	saver    *saver
@@ -170,7 +172,9 @@ func (a *App) buildNode() error {
 	if a.xds != nil {
 		a.node.Absence = &absence{a.xds, a.certs}
 	}
-	if info, id, ok := a.cfg.Own(); ok {
+	if a.cfg.dedicated() {
+		a.alone = a.node.NewPod("", a.cfg.Dedicated, nil)
+	} else if info, id, ok := a.cfg.Own(); ok {
 		a.own = a.node.NewOwn(info, id, nil)
 	}
 	return nil
@@ -194,6 +198,7 @@ func (a *App) settings() proxy.Settings {
 		AppLoopback:  c.AppLoopback,
 		Baggage:      c.Baggage,
 		LogPolicy:    c.LogPolicy,
+		SOCKS:        c.SOCKS,
 		MaxStreams:   c.PoolMaxStreams,
 		PoolIdle:     c.PoolIdle,
 		DrainDefault: leaveTime,
@@ -216,7 +221,7 @@ const leaveTime = 5 * time.Second
 
 func (a *App) buildPods() error {
 	ready, notReady := a.ready.Gate("workload proxy manager")
-	if a.cfg.ZDSSocket == "" {
+	if a.listening = ready; a.cfg.ZDSSocket == "" && !a.cfg.dedicated() {
 		ready()
 	}
 	a.pods = inpod.New(inpod.Config{
@@ -307,6 +312,10 @@ func (a *App) serves() {
 // drains them; ctx ends at a failure of another part.
 func (a *App) serve(ctx, serving context.Context) error {
 	var g run.Group
+	if a.alone != nil {
+		g.Add("workload", func(ctx context.Context) error { return a.serveAlone(ctx, serving) })
+		return g.Run(ctx)
+	}
 	g.Add("pods", func(ctx context.Context) error { return a.servePods(ctx, serving) })
 	if a.own != nil {
 		g.Add("own", func(ctx context.Context) error { return a.serveOwn(ctx, serving) })

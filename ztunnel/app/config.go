@@ -34,9 +34,11 @@ type Config struct {
 	ClusterDomain  string       // suffix of service names
 	Network        mesh.Network // the network that this node is in
 
-	ZDSSocket string // unix socket of the node agent; "" serves no pod
-	ReusePort bool   // a successor may listen beside this process
-	Mark      uint32 // SO_MARK of every socket in a pod's namespace
+	Dedicated mesh.PodInfo // the one workload that is served, in our own namespace; zero = the node's pods
+	SOCKS     bool         // a SOCKS 5 server on loopback of each pod, for tests
+	ZDSSocket string       // unix socket of the node agent; "" serves no pod
+	ReusePort bool         // a successor may listen beside this process
+	Mark      uint32       // SO_MARK of every socket in a pod's namespace
 
 	XDS       channel.Channel // Address "" = no control plane
 	CA        channel.Channel
@@ -197,7 +199,9 @@ func (c *Config) readPod(e *environ.Env) {
 		UserTimeout: e.Bool("USER_TIMEOUT_ENABLED", false),
 	}
 	c.DrainTime = e.Duration("CONNECTION_TERMINATION_DEADLINE", e.DrainTime(5*time.Second))
+	c.SOCKS = e.Bool("UNSTABLE_ENABLE_SOCKS5", false)
 	c.readHandover(e)
+	c.readMode(e)
 }
 
 func (c *Config) readControlPlane(e *environ.Env, pc proxyConfig) {
@@ -271,11 +275,9 @@ func (c *Config) readLogging(e *environ.Env) {
 
 // refuseUnsupported makes a setting that would be ignored a start-up error.
 func (c *Config) refuseUnsupported(e *environ.Env) {
-	e.Refuse("PROXY_MODE", e.Text("PROXY_MODE", "shared") != "shared")
 	if c.OnDemand = e.Bool("XDS_ON_DEMAND", false); c.OnDemand && c.DNSCapture {
 		e.Failf("XDS_ON_DEMAND", "needs ISTIO_META_DNS_CAPTURE=false: mesh names are answered only by who knows them all")
 	}
-	e.Refuse("UNSTABLE_ENABLE_SOCKS5", e.Bool("UNSTABLE_ENABLE_SOCKS5", false))
 	e.Refuse("ENABLE_PROXY", !e.Bool("ENABLE_PROXY", true))
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/culvert-mesh/culvert/pkg/channel"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 func parse(t *testing.T, environ ...string) Config {
@@ -97,10 +98,10 @@ func TestConfigMistakes(t *testing.T) {
 	for _, bad := range []string{
 		"FAKE_CA=1", "IPV6_ENABLED=yes", "SECRET_TTL=24", "POOL_MAX_STREAMS_PER_CONNECTION=0",
 		"HTTP2_FRAME_SIZE=1", "PACKET_MARK=x", "INSTANCE_IP=host", "LOG_FORMAT=xml", "XDS_ADDRESS=ftp://x",
-		"PROXY_MODE=dedicated", "XDS_ON_DEMAND=maybe", "UNSTABLE_ENABLE_SOCKS5=true", "CRL_PATH=/x",
+		"PROXY_MODE=other", "XDS_ON_DEMAND=maybe", "UNSTABLE_ENABLE_SOCKS5=maybe",
 		"ZTUNNEL_WORKER_THREADS=many", "ZTUNNEL_WORKER_THREADS=0", "ZTUNNEL_WORKER_THREADS=0%", "ZTUNNEL_WORKER_THREADS=101%", "ZTUNNEL_CPU_LIMIT=0.5",
 		"AUTHZ_POLICY_INFO_LOGGING=on", "ENABLE_RESPONSE_BAGGAGE=off", "PROXY_CONFIG={concurrency: -1}",
-		"COMPLIANCE_POLICY=pqc", "TLS12_ENABLED=true", "ENABLE_PROXY=false", "PROXY_CONFIG=[", "ENABLE_ORIG_SRC=maybe",
+		"COMPLIANCE_POLICY=none", "TLS12_ENABLED=maybe", "ENABLE_PROXY=false", "PROXY_CONFIG=[", "ENABLE_ORIG_SRC=maybe",
 	} {
 		name, _, _ := strings.Cut(bad, "=")
 		if _, err := ParseConfig([]string{bad}); err == nil || !strings.Contains(err.Error(), name) {
@@ -153,6 +154,24 @@ func TestConfigOwn(t *testing.T) {
 	for i := range all {
 		if _, _, ok := parse(t, append(append([]string{}, all[:i]...), all[i+1:]...)...).Own(); ok {
 			t.Errorf("without %s it knows itself", all[i])
+		}
+	}
+}
+
+func TestConfigDedicated(t *testing.T) {
+	t.Parallel()
+	c := parse(t, "PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=shop/cart-0/cart", "UNSTABLE_ENABLE_SOCKS5=true")
+	want := mesh.PodInfo{Namespace: "shop", Name: "cart-0", ServiceAccount: "cart"}
+	if c.Dedicated != want || c.ZDSSocket != "" || c.Mark != 0 || !c.SOCKS {
+		t.Errorf("%+v", c)
+	}
+	if c := parse(t, "PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b/c", "PACKET_MARK=7"); c.Mark != 7 {
+		t.Errorf("mark %d", c.Mark)
+	}
+	for _, bad := range []string{"", "a/b", "a//c", "a/b/c/d"} {
+		_, err := ParseConfig([]string{"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=" + bad})
+		if err == nil || !strings.Contains(err.Error(), "PROXY_WORKLOAD_INFO") {
+			t.Errorf("%q: %v", bad, err)
 		}
 	}
 }

@@ -101,7 +101,7 @@ func (a *App) issuer() (certs.Issuer, error) {
 		ClusterID:   string(c.Cluster),
 		Headers:     c.CA.Headers,
 		TTL:         c.SecretTTL,
-		Impersonate: true,
+		Impersonate: !c.dedicated(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("CA_ADDRESS: %w", err)

@@ -13,6 +13,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/warm"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
 	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
@@ -47,21 +48,47 @@ func (p *Pod) refusedTunnel(remote netip.AddrPort, err error) {
 //	answer     200, and only now
 //	relay      move bytes until both directions are done
 //	record     one access-log line, one set of counters
+//
+// Everything but relay happens on a warm goroutine, as in serveOutbound.
 func (p *Pod) serveInbound(ctx context.Context, in *hbone.Incoming) {
-	rec := p.begin(inbound)
-	live := p.conns.track(p.ends, inbound)
-	defer live.untrack()
-	app, stream, err := p.admit(ctx, in, live, rec)
-	if err == nil {
-		err = stream.Pump(live.ctx, app, &rec.bytes)
-		stream.Close()
-		app.Close()
+	f := &inflow{pod: p, ctx: ctx, in: in}
+	warm.Do(f.open)
+	if f.err == nil {
+		f.err = f.stream.Pump(f.live.ctx, f.app, &f.rec.bytes)
 	}
-	rec.end(err)
+	warm.Do(f.end)
 }
 
-// admit is everything up to the answer. It is apart from relay so that a
-// connection that is only open does not hold on to the stack that this took.
+// inflow is one connection that came through a tunnel.
+type inflow struct {
+	pod    *Pod
+	ctx    context.Context
+	in     *hbone.Incoming
+	app    *net.TCPConn
+	stream hbone.Stream
+	live   *live
+	rec    *record
+	err    error
+}
+
+func (f *inflow) open() {
+	f.rec = f.pod.begin(inbound)
+	f.live = f.pod.conns.track(f.pod.ends, inbound)
+	f.app, f.stream, f.err = f.pod.admit(f.ctx, f.in, f.live, f.rec)
+}
+
+func (f *inflow) end() {
+	defer f.live.untrack()
+	if f.stream != nil {
+		f.stream.Close()
+	}
+	if f.app != nil {
+		f.app.Close()
+	}
+	f.rec.end(f.err)
+}
+
+// admit is everything up to the answer.
 func (p *Pod) admit(ctx context.Context, in *hbone.Incoming, live *live, rec *record) (*net.TCPConn, hbone.Stream, error) {
 	self, app, err := p.deliver(ctx, in, live, rec)
 	if err != nil {
@@ -116,6 +143,7 @@ func (p *Pod) validate(ctx context.Context, self *mesh.Workload, in *hbone.Incom
 		Authority: in.Request.Authority,
 		Network:   p.node.Settings.Network,
 		Loopback:  p.node.Settings.AppLoopback,
+		SOCKS:     p.socksPort != nil,
 	})
 }
 

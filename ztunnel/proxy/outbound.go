@@ -14,6 +14,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/relay"
+	"github.com/culvert-mesh/culvert/pkg/warm"
 	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
 
@@ -58,28 +59,57 @@ func (p *Pod) serveCounted(c *net.TCPConn, serve func(*net.TCPConn)) {
 //	open     plain TCP or a tunnel; another endpoint if the first fails
 //	relay    move bytes until both directions are done
 //	record   one access-log line, one set of counters
+//
+// Everything but relay happens on a warm goroutine: a connection that is only open
+// keeps a small stack.
 func (p *Pod) serveOutbound(client *net.TCPConn) {
-	p.tune(client)
-	rec := p.begin(outbound)
-	live := p.conns.track(p.ends, outbound)
-	defer live.untrack()
-	server, err := p.reach(live, client, rec)
-	if err == nil {
-		err = server.move(live.ctx, client, &rec.bytes)
-		server.close()
-	}
-	if err != nil {
-		abort(client)
-	} else {
-		client.Close()
-	}
-	rec.end(err)
+	p.carry(&outflow{pod: p, client: client})
 }
 
-// reach is capture, choose and open. It is apart from relay so that a connection
-// that is only open does not hold on to the stack that opening it took.
-func (p *Pod) reach(live *live, client *net.TCPConn, rec *record) (far, error) {
-	flow, err := p.capture(client, rec)
+func (p *Pod) carry(f *outflow) {
+	warm.Do(f.open)
+	if f.err == nil {
+		f.err = f.server.move(f.live.ctx, f.client, &f.rec.bytes)
+	}
+	warm.Do(f.end)
+}
+
+// outflow is one outbound connection.
+type outflow struct {
+	pod    *Pod
+	client *net.TCPConn
+	asked  netip.AddrPort // where to, if the client has said; else the kernel knows
+	server far
+	live   *live
+	rec    *record
+	err    error
+}
+
+func (f *outflow) open() {
+	f.pod.tune(f.client)
+	f.rec = f.pod.begin(outbound)
+	f.live = f.pod.conns.track(f.pod.ends, outbound)
+	f.server, f.err = f.pod.reach(f)
+	if f.asked.IsValid() {
+		f.err = errors.Join(f.err, answerSOCKS(f.client, socksCode(f.err)))
+	}
+}
+
+func (f *outflow) end() {
+	defer f.live.untrack()
+	f.server.close()
+	if f.err != nil {
+		abort(f.client)
+	} else {
+		f.client.Close()
+	}
+	f.rec.end(f.err)
+}
+
+// reach is capture, choose and open.
+func (p *Pod) reach(f *outflow) (far, error) {
+	live, rec := f.live, f.rec
+	flow, err := p.capture(f)
 	if err != nil {
 		return far{}, err
 	}
@@ -96,15 +126,17 @@ func (p *Pod) reach(live *live, client *net.TCPConn, rec *record) (far, error) {
 }
 
 // capture finds out who dialled what.
-func (p *Pod) capture(client *net.TCPConn, rec *record) (route.Flow, error) {
+func (p *Pod) capture(f *outflow) (route.Flow, error) {
+	rec := f.rec
 	flow := route.Flow{
-		Client:  addrPort(client.RemoteAddr()),
+		Client:  addrPort(f.client.RemoteAddr()),
+		SOCKS:   p.socksPort != nil,
 		Network: p.node.Settings.Network,
 		Rand:    rand.Uint64N,
 		Suspect: p.node.suspects.at(time.Now()),
 	}
 	rec.line.Source.Addr = flow.Client
-	dst, err := netns.OriginalDst(client)
+	dst, err := f.dialled()
 	if err != nil {
 		return flow, reason.New(reason.Internal, "capture", flow.Client.String(), err)
 	}
@@ -113,6 +145,14 @@ func (p *Pod) capture(client *net.TCPConn, rec *record) (route.Flow, error) {
 	flow.Source, err = p.workload(p.ends)
 	rec.source(flow.Source)
 	return flow, err
+}
+
+// dialled returns the address that the client meant.
+func (f *outflow) dialled() (netip.AddrPort, error) {
+	if f.asked.IsValid() {
+		return f.asked, nil
+	}
+	return netns.OriginalDst(f.client)
 }
 
 // far is the side of an outbound connection that is away from the pod: a tunnel's
@@ -159,7 +199,10 @@ func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *re
 		}
 		flow.Avoid = append(slices.Clip(flow.Avoid), r.Picked.UID)
 		next, nextErr := p.choose(ctx, *flow)
-		if nextErr != nil {
+		switch {
+		case nextErr != nil && reason.Of(err) == reason.Unresponsive: // nobody else: it may come back
+			return p.attempt(ctx, flow, r, rec, false)
+		case nextErr != nil:
 			return f, err
 		}
 		p.node.Log.Debug("trying another endpoint", "pod", p.info, "failed", r.Next, "next", next.Next, "error", err)
@@ -171,7 +214,7 @@ func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *re
 // fails, or takes long, is suspect to the connections that follow.
 func (p *Pod) attempt(ctx context.Context, flow *route.Flow, r route.Route, rec *record, others bool) (far, error) {
 	if !r.Balanced {
-		return p.openOne(ctx, flow, r, rec)
+		return p.openOne(ctx, flow, r, rec, false)
 	}
 	doubt := time.AfterFunc(slow, func() { p.node.suspects.add(r.Picked, time.Now()) })
 	defer doubt.Stop()
@@ -181,7 +224,7 @@ func (p *Pod) attempt(ctx context.Context, flow *route.Flow, r route.Route, rec 
 		mine, cancel = context.WithTimeout(ctx, attemptTime)
 		defer cancel()
 	}
-	f, err := p.openOne(mine, flow, r, rec)
+	f, err := p.openOne(mine, flow, r, rec, others)
 	switch {
 	case err == nil:
 		p.node.suspects.clear(r.Picked)
@@ -201,10 +244,14 @@ func elsewhere(ctx context.Context, err error) bool {
 	if errors.As(err, &status) {
 		return status.Status == http.StatusServiceUnavailable
 	}
-	return reason.Of(err) != reason.NoCertificate
+	switch reason.Of(err) {
+	case reason.NoCertificate, reason.Overloaded: // ours, not the endpoint's
+		return false
+	}
+	return true
 }
 
-func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, rec *record) (far, error) {
+func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, rec *record, others bool) (far, error) {
 	if r.Hostname != "" {
 		if err := p.resolve(ctx, flow, &r); err != nil {
 			return far{}, err
@@ -221,7 +268,7 @@ func (p *Pod) openOne(ctx context.Context, flow *route.Flow, r route.Route, rec 
 		LocalIP: flow.Client.Addr(),
 	}
 	request := p.request(flow, r)
-	request.Timing = &rec.timing
+	request.Timing, request.Impatient = &rec.timing, others
 	if r.Kind == route.DoubleTunnel {
 		stream, peer, who, err := p.openDouble(ctx, peer, r, request)
 		if err == nil {

@@ -84,6 +84,7 @@ type Settings struct {
 	AppLoopback  bool             // PROXY application tunnels are reached on loopback
 	Baggage      bool             // answer a CONNECT with baggage
 	DNSAddrs     []netip.AddrPort // on loopback; where DNS is answered if Node.DNS is set
+	SOCKS        bool             // a SOCKS 5 server on loopback, for tests
 	LogPolicy    bool             // log policy decisions at info level
 	KeepAlive    net.KeepAliveConfig
 	UserTimeout  time.Duration // TCP_USER_TIMEOUT of application sockets; 0 = the kernel's
@@ -131,8 +132,9 @@ type Pod struct {
 	outbound, plaintext, inbound *listener
 	dns                          *podDNS // nil = names are not answered
 	socks                        sockets
-	origSrc                      bool // the namespace lets us bind foreign addresses
-	loop6                        bool // its loopback has IPv6
+	origSrc                      bool      // the namespace lets us bind foreign addresses
+	loop6                        bool      // its loopback has IPv6
+	socksPort                    *listener // nil unless asked for
 
 	pool   *h2.Pool
 	server *h2.Server
@@ -225,7 +227,7 @@ func (p *Pod) listenAll(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := p.listenDNS(ctx); err != nil {
+	if err := errors.Join(p.listenDNS(ctx), p.listenSOCKS(ctx)); err != nil {
 		p.closeListeners()
 		return err
 	}
@@ -269,6 +271,9 @@ func (p *Pod) Run(ctx context.Context) error {
 	}
 	if p.dns != nil {
 		g.Add("dns", p.serveDNS)
+	}
+	if p.socksPort != nil {
+		g.Add("socks", p.acceptSOCKS)
 	}
 	g.Add("inbound", p.acceptInbound)
 	g.Add("pool", p.pool.Run)
@@ -329,19 +334,17 @@ func (p *Pod) stopAccepting(ctx context.Context) {
 	if p.stored() {
 		p.node.Store.Release(p.key())
 	}
-	for _, l := range p.ports() {
-		(*l.slot).stop()
+	for _, l := range p.listeners() {
+		l.stop()
 	}
-	for _, l := range p.ports() {
-		(*l.slot).wait(ctx)
+	for _, l := range p.listeners() {
+		l.wait(ctx)
 	}
 }
 
 func (p *Pod) closeListeners() {
-	for _, l := range p.ports() {
-		if *l.slot != nil {
-			(*l.slot).Close()
-		}
+	for _, l := range p.listeners() {
+		l.Close()
 	}
 }
 

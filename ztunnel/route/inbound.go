@@ -18,6 +18,7 @@ type Arrival struct {
 	Authority string         // of the CONNECT
 	Network   mesh.Network   // the network that this node is in
 	Loopback  bool           // application tunnels with PROXY are reached on loopback
+	SOCKS     bool           // the port of the SOCKS server is ztunnel's own too
 	Trace     *Trace         // if not nil, it is told each step of the decision
 }
 
@@ -130,7 +131,7 @@ func (a Arrival) deliver(original netip.AddrPort, port uint16, svc *mesh.Service
 			a.Trace.note("port", portText(port), "of the application tunnel")
 		}
 	}
-	if ownPort(port) {
+	if ownPort(port, a.SOCKS) {
 		return Delivery{}, reason.New(reason.SelfCall, "deliver", a.Authority, nil)
 	}
 	d := Delivery{Dial: netip.AddrPortFrom(a.Accepted, port), Service: svc}

@@ -66,6 +66,8 @@ type Flow struct {
 	// Rand returns a random number in [0, n); math/rand/v2.Uint64N is one.
 	Rand func(n uint64) uint64
 
+	SOCKS bool // the port of the SOCKS server is ztunnel's own too
+
 	// Avoid lists endpoints that this connection has tried in vain.
 	Avoid []mesh.UID
 
@@ -170,7 +172,7 @@ func Choose(v View, f Flow) (Route, error) {
 }
 
 func choose(v View, f Flow) (Route, error) {
-	if ownPort(f.Dst.Port()) && isSelf(f) {
+	if ownPort(f.Dst.Port(), f.SOCKS) && isSelf(f) {
 		return Route{}, reason.New(reason.SelfCall, "route", f.Dst.String(), nil)
 	}
 	addr := mesh.NetAddr{Network: f.Network, Addr: f.Dst.Addr()}
@@ -318,8 +320,8 @@ func appendDeclared(ids []mesh.Identity, svc *mesh.Service) []mesh.Identity {
 }
 
 // ownPort reports whether a ztunnel itself listens on port in every pod.
-func ownPort(port uint16) bool {
-	return port == mesh.PortOutbound || port == mesh.PortPlaintext || port == mesh.PortHBONE
+func ownPort(port uint16, socks bool) bool {
+	return port == mesh.PortOutbound || port == mesh.PortPlaintext || port == mesh.PortHBONE || socks && port == mesh.PortSOCKS
 }
 
 // isSelf reports whether the flow would come back to the ztunnel of its own pod.

@@ -387,7 +387,7 @@ func FuzzDeliver(f *testing.F) {
 			}
 			return
 		}
-		if d.Dial.Addr() != w.Addresses[0] || ownPort(d.Dial.Port()) {
+		if d.Dial.Addr() != w.Addresses[0] || ownPort(d.Dial.Port(), false) {
 			t.Errorf("%q is delivered to %s", authority, d.Dial)
 		}
 	})
