@@ -30,7 +30,7 @@ func (p Profile) Channel(host, alt string, roots func() (*x509.CertPool, error))
 			return verifyHost(state.PeerCertificates, pool, host, alt)
 		},
 	}
-	p.limit(cfg)
+	p.Limit(cfg)
 	return cfg
 }
 

@@ -126,12 +126,12 @@ func (p Profile) base() *tls.Config {
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true, // large records from the first byte
 	}
-	p.limit(cfg)
+	p.Limit(cfg)
 	return cfg
 }
 
-// limit sets the versions, suites and key exchanges.
-func (p Profile) limit(cfg *tls.Config) {
+// Limit sets the versions, suites and key exchanges of a configuration.
+func (p Profile) Limit(cfg *tls.Config) {
 	cfg.MinVersion = tls.VersionTLS13
 	if p.tls12() {
 		cfg.MinVersion = tls.VersionTLS12

@@ -431,3 +431,31 @@ func BenchmarkHandshake(b *testing.B) {
 		}
 	}
 }
+
+// TestChannelProfile: the policy holds for the way to the control plane, too.
+func TestChannelProfile(t *testing.T) {
+	t.Parallel()
+	a := authority(t)
+	cert, err := a.ServerCertificate([]string{"cp"}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := func() (*x509.CertPool, error) { return a.Roots(), nil }
+	for _, c := range []struct {
+		profile certs.Profile
+		server  *tls.Config
+		ok      bool
+	}{
+		{certs.Profile{}, &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519}}, true},
+		{certs.Profile{PQC: true}, &tls.Config{CurvePreferences: []tls.CurveID{tls.X25519}}, false},
+		{certs.Profile{PQC: true}, &tls.Config{}, true},
+		{certs.Profile{}, &tls.Config{MaxVersion: tls.VersionTLS12}, false},
+		{certs.Profile{TLS12: true}, &tls.Config{MaxVersion: tls.VersionTLS12}, true},
+	} {
+		c.server.Certificates, c.server.NextProtos = []tls.Certificate{*cert}, []string{"h2"}
+		_, _, clientErr, _ := handshake(t, c.profile.Channel("cp", "", roots), c.server)
+		if (clientErr == nil) != c.ok {
+			t.Errorf("%+v: %v, want success %v", c.profile, clientErr, c.ok)
+		}
+	}
+}

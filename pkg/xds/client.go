@@ -31,6 +31,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/culvert-mesh/culvert/pkg/certs"
 )
 
 // Resource is one resource of a response.
@@ -76,6 +78,8 @@ type Config struct {
 	Address string
 	// AltHostname is accepted in the server's certificate beside the address's host.
 	AltHostname string
+	// TLS limits the connection's versions and key exchanges.
+	TLS certs.Profile
 	// Roots are asked for at every connection. Nil means the system's.
 	Roots func() (*x509.CertPool, error)
 	// NodeID and NodeMetadata introduce this proxy. Metadata values are those that

@@ -101,13 +101,14 @@ func (c *Client) tlsConfig() (*tls.Config, error) {
 	if c.cfg.AltHostname != "" {
 		names = append(names, c.cfg.AltHostname)
 	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
+	cfg := &tls.Config{
 		ServerName: c.target.host,
 		// The standard check knows one name; VerifyConnection does it for each.
 		InsecureSkipVerify: true,
 		VerifyConnection:   func(s tls.ConnectionState) error { return verify(s, roots, names) },
-	}, nil
+	}
+	c.cfg.TLS.Limit(cfg)
+	return cfg, nil
 }
 
 func verify(s tls.ConnectionState, roots *x509.CertPool, names []string) error {

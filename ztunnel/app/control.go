@@ -54,6 +54,7 @@ func (a *App) buildXDS() (err error) {
 	a.xds, err = xds.NewClient(xds.Config{
 		Address:      c.XDS.Address,
 		AltHostname:  c.XDS.AltName,
+		TLS:          a.tls,
 		Roots:        c.XDS.Pool,
 		NodeID:       xds.NodeID("ztunnel", c.InstanceIP, c.PodName, c.PodNamespace, c.ClusterDomain),
 		NodeMetadata: nodeMetadata(c),
