@@ -100,8 +100,11 @@ func (f from) limit(q *query) int {
 	if f.tcp {
 		return maxMessage
 	}
-	return int(q.size)
+	return min(int(q.size), maxDatagram)
 }
+
+// maxDatagram is what loopback carries in one datagram whatever its headers, in bytes.
+const maxDatagram = 65000
 
 // asked returns the name server that the client meant, invalid when that is not known.
 func (s *Server) asked(f from) netip.AddrPort {
