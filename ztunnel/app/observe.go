@@ -71,7 +71,7 @@ func (a *App) why(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "question: want pod and dst, or pod and arriving with dst", http.StatusBadRequest)
 		return
 	}
-	writeJSON(w, a.explainer().Explain(q))
+	writeJSON(w, a.explainer().Explain(r.Context(), q))
 }
 
 // explainer is this ztunnel's live state, for questions.
@@ -81,19 +81,19 @@ func (a *App) explainer() *why.Node {
 		Network:     a.cfg.Network,
 		Loopback:    a.cfg.AppLoopback,
 		Mesh:        a.store,
-		Policies:    a.store.PoliciesFor,
 		Pod:         a.served,
 		Certificate: a.certificateState,
 	}
 }
 
-func (a *App) served(info mesh.PodInfo) (here, up bool) {
+// served returns the proxy of a pod that was handed to us.
+func (a *App) served(info mesh.PodInfo) (why.Proxy, bool) {
 	for _, s := range a.pods.States() {
-		if s.Info == info {
-			return true, s.Up
+		if p, ok := s.Proxy.(*proxy.Pod); ok && s.Info == info {
+			return p, s.Up
 		}
 	}
-	return false, false
+	return nil, false
 }
 
 func (a *App) certificateState(id mesh.Identity) (state string, until time.Time) {

@@ -1,6 +1,7 @@
 package why
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -11,7 +12,7 @@ import (
 )
 
 // arrive is about a connection that comes to a pod.
-func (n *Node) arrive(p Pod, in Arriving) Answer {
+func (n *Node) arrive(ctx context.Context, p Pod, in Arriving) Answer {
 	a := n.begin()
 	self := a.self(p, false)
 	switch {
@@ -34,7 +35,7 @@ func (n *Node) arrive(p Pod, in Arriving) Answer {
 	c := authz.Connection{Source: in.Source, Destination: in.Dst, Network: n.Network}
 	if in.Authority != "" {
 		trace := new(route.Trace)
-		to, err := route.Deliver(n.Mesh, route.Arrival{Local: self, Accepted: in.Dst.Addr(), Authority: in.Authority, Network: n.Network, Loopback: n.Loopback, Trace: trace})
+		to, err := a.proxy.Deliver(ctx, route.Arrival{Local: self, Accepted: in.Dst.Addr(), Authority: in.Authority, Network: n.Network, Loopback: n.Loopback, Trace: trace})
 		a.traced(trace.Steps)
 		if err != nil {
 			a.refuse(err)
@@ -55,8 +56,7 @@ func (n *Node) arrive(p Pod, in Arriving) Answer {
 
 // authorize asks the pod's policies, as for a connection.
 func (a *answer) authorize(self *mesh.Workload, c authz.Connection) {
-	policies, missing := a.node.Policies(self)
-	e := authz.Explain(policies, missing, c)
+	e := a.proxy.Explain(self, c)
 	who := c.Identity.String()
 	if who == "" {
 		who = "a caller without an identity"

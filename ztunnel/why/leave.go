@@ -1,6 +1,7 @@
 package why
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,7 +16,7 @@ import (
 const maxWays = 16
 
 // leave is about a connection that a pod opens.
-func (n *Node) leave(q Question) Answer {
+func (n *Node) leave(ctx context.Context, q Question) Answer {
 	a, p, dst := n.begin(), q.Pod, q.Dst
 	self := a.self(p, q.Waypoint)
 	if self == nil {
@@ -28,12 +29,9 @@ func (n *Node) leave(q Question) Answer {
 		a.change("the listeners in pod %s have to open: look at culvert status", p)
 		return a.Answer
 	}
-	view := route.View(n.Mesh)
-	if !a.Captured && !q.Waypoint {
-		view = plain{n.Mesh}
-	}
+	choose := a.chooser(ctx, q.Waypoint)
 	flow := route.Flow{Source: self, Client: clientOf(self, dst), Dst: dst, Network: n.Network, Rand: first, Trace: new(route.Trace)}
-	r, err := route.Choose(view, flow)
+	r, err := choose(flow)
 	a.traced(flow.Trace.Steps)
 	if err != nil {
 		a.refuse(err)
@@ -44,10 +42,25 @@ func (n *Node) leave(q Question) Answer {
 		return a.Answer
 	}
 	a.Allowed = true
-	for _, w := range ways(view, flow, r) {
+	for _, w := range ways(choose, flow, r) {
 		a.Ways = append(a.Ways, a.way(flow, w))
 	}
 	return a.Answer
+}
+
+// chooser is route.Choose on some view.
+type chooser func(route.Flow) (route.Route, error)
+
+// chooser returns what decides about the pod's connections: its proxy, and for a
+// pod that has none the cluster, which knows of no waypoints and tunnels.
+func (a *answer) chooser(ctx context.Context, waypoint bool) chooser {
+	switch {
+	case waypoint:
+		return func(f route.Flow) (route.Route, error) { return route.Choose(a.node.Mesh, f) }
+	case a.proxy == nil:
+		return func(f route.Flow) (route.Route, error) { return route.Choose(plain{a.node.Mesh}, f) }
+	}
+	return func(f route.Flow) (route.Route, error) { return a.proxy.Choose(ctx, f) }
 }
 
 func (a *answer) refuse(err error) {
@@ -75,11 +88,11 @@ type chosen struct {
 
 // ways lists everything that chance could have made of a flow: each waypoint of a
 // weighted service, and each endpoint that was as good as the one chosen.
-func ways(v route.View, f route.Flow, r route.Route) []chosen {
+func ways(choose chooser, f route.Flow, r route.Route) []chosen {
 	if weights := waypointWeights(r.Service); len(weights) > 1 {
-		return byWaypoint(v, f, weights)
+		return byWaypoint(choose, f, weights)
 	}
-	return byEndpoint(v, f, r, 1)
+	return byEndpoint(choose, f, r, 1)
 }
 
 func waypointWeights(svc *mesh.Service) (weights []uint64) {
@@ -94,7 +107,7 @@ func waypointWeights(svc *mesh.Service) (weights []uint64) {
 
 // byWaypoint lets chance pick each waypoint in turn: the first number that Choose
 // draws for a service with several is the place on the sum of their weights.
-func byWaypoint(v route.View, f route.Flow, weights []uint64) (all []chosen) {
+func byWaypoint(choose chooser, f route.Flow, weights []uint64) (all []chosen) {
 	var before, total uint64
 	for _, w := range weights {
 		total += w
@@ -114,8 +127,8 @@ func byWaypoint(v route.View, f route.Flow, weights []uint64) (all []chosen) {
 			drawn = true
 			return at
 		}
-		if r, err := route.Choose(v, g); err == nil {
-			all = append(all, byEndpoint(v, g, r, float64(w)/float64(total))...)
+		if r, err := choose(g); err == nil {
+			all = append(all, byEndpoint(choose, g, r, float64(w)/float64(total))...)
 		}
 	}
 	return all
@@ -123,7 +136,7 @@ func byWaypoint(v route.View, f route.Flow, weights []uint64) (all []chosen) {
 
 // byEndpoint has Choose decide again for each candidate of the same rank, with
 // all others ruled out.
-func byEndpoint(v route.View, f route.Flow, r route.Route, share float64) []chosen {
+func byEndpoint(choose chooser, f route.Flow, r route.Route, share float64) []chosen {
 	equals := equalCandidates(f.Trace.Steps)
 	if len(equals) < 2 || len(equals) > maxWays || f.Avoid != nil {
 		return []chosen{{r, share}}
@@ -142,7 +155,7 @@ func byEndpoint(v route.View, f route.Flow, r route.Route, share float64) []chos
 				g.Avoid = append(g.Avoid, o.Workload.UID)
 			}
 		}
-		if r, err := route.Choose(v, g); err == nil {
+		if r, err := choose(g); err == nil {
 			all = append(all, chosen{r, share * float64(c.Weight) / total})
 		}
 	}

@@ -12,11 +12,13 @@
 package why
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
+	"github.com/culvert-mesh/culvert/pkg/authz"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
@@ -29,12 +31,21 @@ type Node struct {
 	Network  mesh.Network
 	Loopback bool // PROXY application tunnels are reached on loopback
 	Mesh     workloads.View
-	// Policies returns the policies that a pod's proxy judges by.
-	Policies func(w *mesh.Workload) ([]*mesh.Policy, []mesh.PolicyName)
-	// Pod reports whether the pod was handed to this ztunnel, and whether it serves it.
-	Pod func(mesh.PodInfo) (here, up bool)
+	// Pod returns the proxy of a pod that was handed to this ztunnel, nil for others,
+	// and whether it serves.
+	Pod func(mesh.PodInfo) (proxy Proxy, up bool)
 	// Certificate tells the state of an identity's certificate, and until when it is valid.
 	Certificate func(mesh.Identity) (state string, until time.Time)
+}
+
+// Proxy is what serves a pod's connections, asked before there is one. *proxy.Pod
+// is one.
+type Proxy interface {
+	// Self returns the workload that the pod is served as; nil while it is unknown.
+	Self() *mesh.Workload
+	Choose(context.Context, route.Flow) (route.Route, error)
+	Deliver(context.Context, route.Arrival) (route.Delivery, error)
+	Explain(self *mesh.Workload, c authz.Connection) authz.Explanation
 }
 
 // Pod names a pod in a question.
@@ -128,18 +139,20 @@ func describe(w *mesh.Workload) *Workload {
 	}
 }
 
-// Explain answers a question.
-func (n *Node) Explain(q Question) Answer {
+// Explain answers a question. It may wait for the control plane where workloads are
+// asked for on demand.
+func (n *Node) Explain(ctx context.Context, q Question) Answer {
 	if q.Arriving != nil {
-		return n.arrive(q.Pod, *q.Arriving)
+		return n.arrive(ctx, q.Pod, *q.Arriving)
 	}
-	return n.leave(q)
+	return n.leave(ctx, q)
 }
 
 // answer is an Answer in the making.
 type answer struct {
 	Answer
 	node    *Node
+	proxy   Proxy  // of the pod; nil when it was not handed over
 	closed  bool   // the pod was handed over, and its listeners are not open
 	lacking string // why the pod's own certificate is not there; "" = it is, or may be
 }
@@ -158,9 +171,13 @@ func (a *answer) change(format string, args ...any) {
 // self says who the pod is, and what it has to do with this ztunnel; nil when the
 // control plane has not told.
 func (a *answer) self(p Pod, waypoint bool) *mesh.Workload {
-	here, up := a.node.Pod(p.info())
-	a.Captured, a.closed = here && up, here && !up
+	proxy, up := a.node.Pod(p.info())
+	here := proxy != nil
+	a.proxy, a.Captured, a.closed = proxy, here && up, here && !up
 	w := a.node.Mesh.WorkloadByInfo(p.info(), "")
+	if here {
+		w = proxy.Self()
+	}
 	switch {
 	case waypoint && w != nil:
 		a.step("pod", p.String(), "a waypoint, which tunnels by itself as %s", w.Identity())

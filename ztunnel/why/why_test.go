@@ -1,6 +1,7 @@
 package why
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -8,11 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/culvert-mesh/culvert/pkg/authz"
 	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 	"github.com/culvert-mesh/culvert/pkg/wire/localxds"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/ztunnel/route"
 )
 
 func TestMain(m *testing.M) { runtest.Main(m) }
@@ -31,7 +34,7 @@ func TestCases(t *testing.T) {
 		var got strings.Builder
 		for line := range strings.Lines(string(c.Section(t, "questions"))) {
 			line = strings.TrimSpace(line)
-			fmt.Fprintf(&got, "== %s\n%s", line, render(n.Explain(parse(t, line))))
+			fmt.Fprintf(&got, "== %s\n%s", line, render(n.Explain(t.Context(), parse(t, line))))
 		}
 		c.Want(t, "want", got.String())
 	})
@@ -53,8 +56,14 @@ func newNode(t *testing.T, text []byte) *Node {
 	store.Apply(workloads.Update{Workloads: known, Services: services, Policies: policies})
 	here[mesh.PodInfo{Name: "stray", Namespace: "shop", ServiceAccount: "stray"}] = true
 	return &Node{
-		Name: "n1", Mesh: store, Policies: store.PoliciesFor,
-		Pod: func(i mesh.PodInfo) (bool, bool) { up, ok := here[i]; return ok, up },
+		Name: "n1", Mesh: store,
+		Pod: func(i mesh.PodInfo) (Proxy, bool) {
+			up, ok := here[i]
+			if !ok {
+				return nil, false
+			}
+			return served{store, i}, up
+		},
 		Certificate: func(id mesh.Identity) (string, time.Time) {
 			if id.ServiceAccount == "x" {
 				return "Unavailable: the CA does not answer", time.Time{}
@@ -62,6 +71,27 @@ func newNode(t *testing.T, text []byte) *Node {
 			return "Available", time.Time{}
 		},
 	}
+}
+
+// served is a pod's proxy that has only the decisions.
+type served struct {
+	store *workloads.Store
+	info  mesh.PodInfo
+}
+
+func (s served) Self() *mesh.Workload { return s.store.WorkloadByInfo(s.info, "n1") }
+
+func (s served) Choose(_ context.Context, f route.Flow) (route.Route, error) {
+	return route.Choose(s.store, f)
+}
+
+func (s served) Deliver(_ context.Context, a route.Arrival) (route.Delivery, error) {
+	return route.Deliver(s.store, a)
+}
+
+func (s served) Explain(self *mesh.Workload, c authz.Connection) authz.Explanation {
+	policies, missing := s.store.PoliciesFor(self)
+	return authz.Explain(policies, missing, c)
 }
 
 func parse(t *testing.T, line string) (q Question) {
