@@ -3,7 +3,7 @@ package hbone
 import "sync/atomic"
 
 // Budget is the number of bytes that all tunnels of a node together may promise
-// to buffer beyond their initial windows. The nil Budget is without limit.
+// to buffer, or do buffer. The nil Budget is without limit.
 //
 // A share is what one peer may use of it: a quarter, so that one peer's unread
 // bytes do not stop the others, and a little in any case, so that an honest peer
@@ -16,7 +16,7 @@ type Budget struct {
 
 const (
 	sharePart  = 4         // a share is this part of the whole
-	shareFloor = 256 << 10 // what a share may use also when the whole is used up
+	shareFloor = 512 << 10 // what a share may use also when the whole is used up
 )
 
 // NewBudget returns a budget of so many bytes.
@@ -35,7 +35,12 @@ func (b *Budget) Take(n int64) bool {
 	if b == nil {
 		return true
 	}
-	if b.used.Add(n) > b.size || !b.parent.Take(n) {
+	used := b.used.Add(n)
+	if b.parent != nil && used <= shareFloor {
+		b.parent.Force(n)
+		return true
+	}
+	if used > b.size || !b.parent.Take(n) {
 		b.used.Add(-n)
 		return false
 	}

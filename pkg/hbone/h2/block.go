@@ -1,6 +1,9 @@
 package h2
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // frameHeaderLen is the length of a frame's header (RFC 9113 §4.1).
 const frameHeaderLen = 9
@@ -18,10 +21,18 @@ var blockSizes = [...]int{2 << 10, 16 << 10, 64 << 10, 128 << 10}
 
 const largestClass = len(blockSizes) - 1
 
+// borrowed counts the bytes of the blocks that are in use.
+var borrowed atomic.Int64
+
+// Buffered returns how many bytes of memory hold what passes through this
+// process's tunnels, on its way in and on its way out.
+func Buffered() int64 { return borrowed.Load() }
+
 var blockPools [len(blockSizes)]sync.Pool
 
 // newBlock borrows an empty block.
 func newBlock(class int) *block {
+	borrowed.Add(int64(blockSizes[class]))
 	if b, ok := blockPools[class].Get().(*block); ok {
 		return b
 	}
@@ -41,6 +52,7 @@ func classFor(n int) int {
 
 // free gives b back.
 func (b *block) free() {
+	borrowed.Add(-int64(len(b.data)))
 	b.r, b.w, b.next = 0, 0, nil
 	blockPools[b.class].Put(b)
 }

@@ -16,9 +16,9 @@ import (
 // default.
 type Settings struct {
 	StreamWindow    int           // bytes a stream may have in flight to us at first; default 256 KiB
-	MaxStreamWindow int           // what it may grow to; default 16 MiB
-	ConnWindow      int           // bytes all streams may have in flight at first; default 4 MiB
-	MaxConnWindow   int           // what it may grow to; default 16 MiB
+	MaxStreamWindow int           // what it may grow to, out of the budget; default 16 MiB
+	ConnWindow      int           // bytes all streams may have in flight at first; default 256 KiB
+	MaxConnWindow   int           // what it may grow to, out of the budget; default 16 MiB
 	MaxFrameSize    int           // largest frame accepted, 16 KiB to 16 MiB-1; default 1 MiB
 	MaxHeaderList   int           // largest header section accepted; default 16 KiB (client), 64 KiB (server)
 	PingInterval    time.Duration // between keepalive PINGs; default 10 s, negative for none
@@ -101,7 +101,7 @@ func (s Settings) withDefaults(client bool) Settings {
 	}
 	def(&s.StreamWindow, 256<<10)
 	def(&s.MaxStreamWindow, 16<<20)
-	def(&s.ConnWindow, 4<<20)
+	def(&s.ConnWindow, 256<<10)
 	def(&s.MaxConnWindow, 16<<20)
 	def(&s.MaxFrameSize, 1<<20)
 	if client {

@@ -161,6 +161,7 @@ func (c *conn) greet(maxStreams int) {
 func (c *conn) run() error {
 	defer close(c.closed)
 	defer c.stopPings()
+	c.reserveWindow()
 	err := c.readLoop()
 	if ce, ok := errors.AsType[*connError](err); ok {
 		c.goAwayNow(ce.code, ce.why)

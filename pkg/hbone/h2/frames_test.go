@@ -89,7 +89,7 @@ type rawPeer struct {
 func serveRaw(t testing.TB, handler hbone.Handler) (*rawPeer, *conn) {
 	t.Helper()
 	a, b := hbonetest.TCPPair(t)
-	c := newConn(&plain{Conn: a}, false, Settings{}, nil, nil)
+	c := newConn(&plain{Conn: a}, false, Settings{ConnWindow: 4 << 20}, nil, nil)
 	c.serverSide = serverSide{ctx: context.Background(), handler: handler, maxStreams: 20}
 	return startRaw(t, c, b), c
 }
@@ -98,7 +98,7 @@ func serveRaw(t testing.TB, handler hbone.Handler) (*rawPeer, *conn) {
 func dialRaw(t testing.TB) (*rawPeer, *conn) {
 	t.Helper()
 	a, b := hbonetest.TCPPair(t)
-	c := newConn(&plain{Conn: a}, true, Settings{}, nil, nil)
+	c := newConn(&plain{Conn: a}, true, Settings{ConnWindow: 4 << 20}, nil, nil)
 	return startRaw(t, c, b), c
 }
 

@@ -34,6 +34,7 @@ var outPools [len(outSizes)]sync.Pool
 
 // newOut borrows an empty block for a peer that takes frames of that size.
 func newOut(class, peerFrame int) *outBlock {
+	borrowed.Add(int64(outSizes[class]))
 	b, ok := outPools[class].Get().(*outBlock)
 	if !ok {
 		b = &outBlock{data: make([]byte, outSizes[class]), class: class}
@@ -44,6 +45,7 @@ func newOut(class, peerFrame int) *outBlock {
 
 // free gives b back.
 func (b *outBlock) free() {
+	borrowed.Add(-int64(len(b.data)))
 	b.n, b.taken = 0, false
 	outPools[b.class].Put(b)
 }

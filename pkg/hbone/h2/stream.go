@@ -55,6 +55,7 @@ type recvSide struct {
 	window   recvWindow
 	q        queue // delivered by the peer, not yet by us
 	held     int   // bytes of q whose connection credit waits: the budget is exhausted
+	charged  int   // taken from the budget for q
 	eof      bool  // nothing will be added to q
 	readErr  error // why, unless the peer ended its direction
 	drop     bool  // nobody wants what arrives
@@ -211,7 +212,7 @@ func (s *stream) endInput(err error) {
 	if !s.eof {
 		s.eof = true
 		s.readErr = err
-		s.window.release(s.c.budget)
+		s.releaseWindow()
 	}
 	if s.sink != nil {
 		if err != nil {

@@ -19,6 +19,10 @@ type recvWindow struct {
 	epoch  time.Time // when the epoch began
 }
 
+// jitter is what a window covers however short the round trip: the time that the
+// two ends' schedulers may take.
+const jitter = time.Millisecond
+
 func newRecvWindow(size, most int) recvWindow {
 	return recvWindow{size: size, max: most, avail: size}
 }
@@ -51,12 +55,19 @@ func (w *recvWindow) grow(rtt time.Duration, budget *hbone.Budget) int {
 	took := now.Sub(w.epoch)
 	w.epoch, w.seen = now, 0
 	more := min(w.size, w.max-w.size)
-	if rtt == 0 || took > 2*rtt || more <= 0 || !budget.Take(int64(more)) {
+	if rtt == 0 || took > 2*max(rtt, jitter) || more <= 0 || !budget.Take(int64(more)) {
 		return 0
 	}
 	w.size += more
 	w.grown += more
 	return more
+}
+
+// reserve takes the window as it is from the budget, whether or not there is room:
+// the peer has it already.
+func (w *recvWindow) reserve(budget *hbone.Budget) {
+	budget.Force(int64(w.size))
+	w.grown += w.size
 }
 
 // release returns to the budget what the window took from it.
