@@ -117,7 +117,7 @@ func (s *stream) attach(k *sink) {
 	defer s.rmu.Unlock()
 	s.sink = k
 	if s.readErr != nil {
-		k.interrupt()
+		k.giveUp()
 	}
 	if s.q.n > 0 {
 		s.draining = true

@@ -18,12 +18,13 @@ var aLongTimeAgo = time.Unix(1, 0)
 // it without waiting while the stream's queue is empty; else the drain goroutine
 // does, waiting. stream.rmu makes them take turns.
 type sink struct {
-	conn  *net.TCPConn
-	raw   syscall.RawConn
-	moved *hbone.Counters
-	done  chan struct{} // closed when the direction has ended
-	ended bool
-	err   error // of the socket
+	conn     *net.TCPConn
+	raw      syscall.RawConn
+	moved    *hbone.Counters
+	patience time.Duration
+	done     chan struct{} // closed when the direction has ended
+	ended    bool
+	err      error // of the socket
 
 	vec       [][]byte // to write
 	n         int      // written
@@ -33,7 +34,7 @@ type sink struct {
 }
 
 func newSink(conn *net.TCPConn, raw syscall.RawConn, moved *hbone.Counters) *sink {
-	k := &sink{conn: conn, raw: raw, moved: moved, done: make(chan struct{})}
+	k := &sink{conn: conn, raw: raw, moved: moved, patience: patience, done: make(chan struct{})}
 	k.writeOnce = k.writeFD
 	return k
 }
@@ -88,8 +89,19 @@ func advance(vec [][]byte, n int) [][]byte {
 	return vec
 }
 
-// interrupt ends a pump's read of the socket, because the stream has gone.
-func (k *sink) interrupt() { _ = k.conn.SetReadDeadline(aLongTimeAgo) }
+// patience is how long an application may take nothing of what is left for it once
+// the stream has gone. The connection lives no longer than that.
+const patience = 10 * time.Second
+
+// giveUp ends a pump's read of the socket, because the stream has gone, and bounds
+// its writing.
+func (k *sink) giveUp() {
+	_ = k.conn.SetReadDeadline(aLongTimeAgo)
+	k.hurry()
+}
+
+// hurry bounds the next write to the socket.
+func (k *sink) hurry() { _ = k.conn.SetWriteDeadline(time.Now().Add(k.patience)) }
 
 // end ends the direction: with a FIN, or after an error of the socket.
 func (k *sink) end(err error) {
@@ -145,6 +157,9 @@ func (s *stream) drain() {
 	var one [1][]byte
 	for p := s.q.first(); p != nil && !s.drop; p = s.q.first() {
 		one[0] = p
+		if s.readErr != nil {
+			s.sink.hurry()
+		}
 		s.rmu.Unlock()
 		_, n, err := s.sink.write(one[:], true)
 		s.rmu.Lock()

@@ -216,7 +216,7 @@ func (s *stream) endInput(err error) {
 	}
 	if s.sink != nil {
 		if err != nil {
-			s.sink.interrupt()
+			s.sink.giveUp()
 		}
 		s.finishSink()
 	}

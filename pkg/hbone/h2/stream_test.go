@@ -144,6 +144,43 @@ func TestPeerResets(t *testing.T) {
 }
 
 // A pump whose context ends resets both sides.
+// The peer resets a stream for whose application a lot is left, and the application
+// does not read: the pump gives it up.
+func TestResetDoesNotWaitForApplication(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, func(_ context.Context, in *hbone.Incoming) {
+		s, err := in.Accept(hbone.Response{})
+		if err != nil {
+			return
+		}
+		buf := make([]byte, 64<<10)
+		_ = s.SetWriteDeadline(time.Now().Add(time.Second)) // the window is full long before
+		for err == nil {
+			_, err = s.Write(buf)
+		}
+		s.Reset(hbone.InternalError)
+	})
+	s := m.open(t, "10.0.0.1:80").(*stream)
+	_, proxy := hbonetest.TCPPair(t) // its other end is never read
+	_ = proxy.SetWriteBuffer(16 << 10)
+	raw, err := proxy.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := newSink(proxy, raw, new(hbone.Counters))
+	k.patience = 10 * time.Millisecond
+	s.attach(k)
+	<-k.done
+	if !errors.Is(k.err, os.ErrDeadlineExceeded) {
+		t.Errorf("ended with %v", k.err)
+	}
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	if s.q.n > 0 || s.charged > 0 || s.held > 0 {
+		t.Errorf("%d bytes are kept, %d charged, %d held", s.q.n, s.charged, s.held)
+	}
+}
+
 func TestPumpContext(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, pumpTo)
