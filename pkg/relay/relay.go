@@ -18,6 +18,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,8 +32,9 @@ type Counters struct {
 
 // Copy moves bytes between a, the client, and b, the destination, until both
 // directions have ended. A FIN on one side becomes a FIN on the other while the
-// opposite direction runs on without a limit in time. A reset or an abandoned
-// socket counts as the end of the stream and is passed on as a FIN.
+// opposite direction runs on without a limit in time. A reset ends both: there is
+// nobody left to answer. It counts as the end of the stream and is passed on as a
+// FIN, the last thing that the other side gets before the caller closes.
 //
 // When ctx ends both sockets are reset and closed, and ctx's cause is returned.
 // Otherwise the caller closes a and b. n may be nil.
@@ -48,6 +50,8 @@ func Copy(ctx context.Context, a, b *net.TCPConn, n *Counters) error {
 	if err != nil {
 		return err
 	}
+	gone := new(atomic.Bool)
+	there.gone, back.gone = gone, gone
 	stop := context.AfterFunc(ctx, func() {
 		abort(a)
 		abort(b)
@@ -82,6 +86,7 @@ type direction struct {
 	dst, src *net.TCPConn
 	to, from syscall.RawConn
 	moved    *atomic.Uint64
+	gone     *atomic.Bool // of both directions: one of the sockets was reset
 
 	p     *pipe // held while there are bytes in it
 	n     int   // bytes in p
@@ -112,6 +117,13 @@ func (d *direction) run() error {
 	if d.ctx.Err() != nil {
 		return nil // both sockets are being reset: no FIN
 	}
+	if errors.Is(rerr, os.ErrDeadlineExceeded) && d.gone.Load() {
+		return nil // the other direction met the reset
+	}
+	if errors.Is(rerr, syscall.ECONNRESET) {
+		d.gone.Store(true)
+		defer d.endOther()
+	}
 	if werr == nil {
 		werr = d.dst.CloseWrite()
 	}
@@ -124,6 +136,12 @@ func (d *direction) run() error {
 		}
 	}
 	return nil
+}
+
+// endOther ends the direction from dst to src, which was reset.
+func (d *direction) endOther() {
+	_ = d.dst.SetReadDeadline(time.Unix(1, 0))
+	_ = d.src.SetWriteDeadline(time.Unix(1, 0))
 }
 
 // move moves bytes until reading or writing ends; the end of src is no error.

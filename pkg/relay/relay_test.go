@@ -100,20 +100,26 @@ func TestLiveCounters(t *testing.T) {
 	}
 }
 
-// A reset on one side is an ordinary end on the other.
+// A reset on one side is an ordinary end on the other, and ends the relay, whether
+// or not the other side has anything to say.
 func TestReset(t *testing.T) {
 	t.Parallel()
-	client, server, ended := relayed(t, t.Context(), nil)
-	_, _ = client.Write([]byte("x"))
-	_, _ = io.ReadFull(server, make([]byte, 1))
-	_ = client.SetLinger(0)
-	_ = client.Close()
-	if b, err := io.ReadAll(server); len(b) != 0 || err != nil {
-		t.Errorf("server read %q, %v", b, err)
-	}
-	_ = server.Close()
-	if err := <-ended; err != nil {
-		t.Error(err)
+	for _, serverResets := range []bool{false, true} {
+		client, server, ended := relayed(t, t.Context(), nil)
+		a, b := client, server
+		if serverResets {
+			a, b = server, client
+		}
+		_, _ = a.Write([]byte("x"))
+		_, _ = io.ReadFull(b, make([]byte, 1))
+		_ = a.SetLinger(0)
+		_ = a.Close()
+		if p, err := io.ReadAll(b); len(p) != 0 || err != nil {
+			t.Errorf("the other side read %q, %v", p, err)
+		}
+		if err := <-ended; err != nil { // b is still open
+			t.Error(err)
+		}
 	}
 }
 
