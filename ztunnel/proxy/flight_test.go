@@ -295,6 +295,11 @@ func TestTunnelsAreCounted(t *testing.T) {
 	if got := node.tunnels()["server"]; got != (tunnelCount{1, 1, 1}) {
 		t.Errorf("counted %+v", got)
 	}
+	open := node.running()[0].Connections()
+	if len(open.Outbound) != 0 || len(open.Inbound) != 1 || open.Inbound[0].Protocol != "HBONE" ||
+		open.Inbound[0].ActualDst != netip.AddrPortFrom(server, 5432).String() || open.Inbound[0].OriginalDst != netip.AddrPortFrom(server, mesh.PortHBONE).String() {
+		t.Errorf("connections %+v", open)
+	}
 	close(leave)
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -148,3 +148,34 @@ func TestPolicyLines(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoTheSourceIs: what discovery knows of an address counts before what the
+// client's proxy says, and the principal is only ever the one that TLS proved.
+func TestWhoTheSourceIs(t *testing.T) {
+	t.Parallel()
+	n := quiet(t)
+	n.Mesh.(*workloads.Store).Apply(workloads.Update{Workloads: []*mesh.Workload{{
+		UID: "c", Name: "client-1", Namespace: "shop", WorkloadName: "client", ServiceAccount: "client", TrustDomain: "cluster.local",
+		Addresses: []netip.Addr{clientAddr.Addr()},
+	}}})
+	p := podOf(n, "server")
+	told := hbone.FormatBaggage(&mesh.Workload{Namespace: "evil", WorkloadName: "liar", Cluster: "other"})
+	proved := mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "proved"}
+	for _, c := range []struct {
+		from, network, namespace, workload string
+	}{
+		{"10.0.0.1:4000", "", "shop", "client"},
+		{"10.0.0.99:4000", "", "evil", "liar"},
+		{"10.0.0.1:4000", "elsewhere", "evil", "liar"}, // its addresses mean something else there
+	} {
+		r := p.begin(inbound)
+		in := &hbone.Incoming{Peer: proved, Remote: netip.MustParseAddrPort(c.from)}
+		in.Request.Header.Baggage, in.Request.Header.Network = told, c.network
+		r.line.Source.Addr = in.Remote
+		p.describe(r, shopServer, in, route.Delivery{Policy: netip.MustParseAddrPort("10.0.0.2:8080")})
+		r.end(nil)
+		if w := r.flow.Source; w == nil || w.Namespace != c.namespace || w.WorkloadName != c.workload || r.flow.SourceIdentity != proved || !r.flow.MutualTLS {
+			t.Errorf("%+v: %+v", c, r.flow)
+		}
+	}
+}
