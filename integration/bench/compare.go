@@ -34,8 +34,15 @@ func compareMain(ctx context.Context, args []string) error {
 	if err := b.run(ctx); err != nil {
 		return err
 	}
+	for _, p := range paths {
+		p.down()
+	}
+	grown, err := b.grow(ctx, dir)
+	if err != nil {
+		return err
+	}
 	b.print()
-	return nil
+	return grown.print(os.Stdout)
 }
 
 func choosePaths(o options) ([]*path, error) {
@@ -47,7 +54,7 @@ func choosePaths(o options) ([]*path, error) {
 	if err != nil {
 		return nil, err
 	}
-	paths := []*path{{name: "relay", mesh: "bench-relay", culvert: culvert, self: self}}
+	paths := []*path{{name: "relay", mesh: meshName("relay"), culvert: culvert, self: self}}
 	for _, z := range []struct{ name, binary string }{{"culvert", o.ztunnel}, {"peer", o.peer}} {
 		if z.binary == "" {
 			continue
@@ -59,10 +66,13 @@ func choosePaths(o options) ([]*path, error) {
 		if _, err := os.Stat(binary); err != nil {
 			return nil, fmt.Errorf("ztunnel %s: %w", z.name, err)
 		}
-		paths = append(paths, &path{name: z.name, mesh: "bench-" + z.name, culvert: culvert, self: self, ztunnel: binary})
+		paths = append(paths, &path{name: z.name, mesh: meshName(z.name), culvert: culvert, self: self, ztunnel: binary})
 	}
 	return paths, nil
 }
+
+// meshName is that of a mesh of this run; another run beside it has others.
+func meshName(path string) string { return fmt.Sprintf("bench-%s-%d", path, os.Getpid()) }
 
 // bench collects samples by scenario and path.
 type bench struct {
@@ -89,7 +99,7 @@ func (b *bench) run(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return b.measureStalled(ctx)
 }
 
 // measureMemory comes first: what a load leaves behind in a heap would hide what
@@ -100,11 +110,30 @@ func (b *bench) measureMemory(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		idle, err := p.measureIdle(ctx, b.idle)
+		idle, err := p.measureHeld(ctx, loadIdle, b.idle)
 		if err != nil {
 			return err
 		}
 		b.mem[p.name] = memory{rest: rest, idle: idle}
+	}
+	return nil
+}
+
+// measureStalled comes last, for the same reason.
+func (b *bench) measureStalled(ctx context.Context) error {
+	for _, p := range b.paths {
+		if b.stalled == 0 || p.ztunnel == "" {
+			continue
+		}
+		m := b.mem[p.name]
+		var err error
+		if m.before, err = p.resident(); err != nil {
+			return err
+		}
+		if m.stalled, err = p.measureHeld(ctx, loadStalled, b.stalled); err != nil {
+			return err
+		}
+		b.mem[p.name] = m
 	}
 	return nil
 }
@@ -124,5 +153,5 @@ func (b *bench) print() {
 		names = append(names, p.name)
 	}
 	fmt.Printf("medians of %d rounds of %v\n", b.rounds, b.duration)
-	printTable(os.Stdout, names, b.scenarios(), b.samples, b.mem, b.idle)
+	printTable(os.Stdout, names, b.scenarios(), b.samples, b.mem, b.idle, b.stalled)
 }

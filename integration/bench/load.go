@@ -31,11 +31,13 @@ const (
 	loadRequests    = "requests"
 	loadConnections = "connections"
 	loadIdle        = "idle"
+	loadBeside      = "beside"  // requests beside a connection whose server does not read
+	loadStalled     = "stalled" // connections whose servers do not read, held
 )
 
 func loadMain(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("load", flag.ContinueOnError)
-	mode := f.String("mode", loadRequests, "throughput, requests, connections or idle")
+	mode := f.String("mode", loadRequests, "throughput, requests, connections, idle, beside or stalled")
 	target := f.String("target", "", "host:port of the server")
 	conns := f.Int("conns", 1, "connections at once, 1 to 5000")
 	duration := f.Duration("duration", 3*time.Second, "how long, up to 60s")
@@ -59,6 +61,10 @@ func loadMain(ctx context.Context, args []string) error {
 		work = func(ctx context.Context) (Result, error) { return l.repeat(ctx, l.connectionWorker) }
 	case loadIdle:
 		work = l.idle
+	case loadBeside:
+		work = l.beside
+	case loadStalled:
+		work = l.stalled
 	default:
 		return fmt.Errorf("load: unknown -mode %q", *mode)
 	}
@@ -215,8 +221,7 @@ func roundTrip(c *net.TCPConn) error {
 	return err
 }
 
-// idle opens the connections, uses each once, prints a line and holds them until
-// standard input ends or the time is over.
+// idle opens the connections, uses each once and holds them.
 func (l *load) idle(ctx context.Context) (Result, error) {
 	for range l.conns {
 		c, err := l.open(ctx, modeEcho, time.Minute)
@@ -228,6 +233,11 @@ func (l *load) idle(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 	}
+	return l.hold(ctx)
+}
+
+// hold prints a line and waits until standard input ends or the time is over.
+func (l *load) hold(ctx context.Context) (Result, error) {
 	fmt.Println("holding")
 	ended := make(chan struct{})
 	go func() {
@@ -240,4 +250,85 @@ func (l *load) idle(ctx context.Context) (Result, error) {
 	case <-time.After(l.duration):
 	}
 	return Result{Ops: l.conns}, nil
+}
+
+// beside repeats requests on all connections but one, whose server never reads and
+// which is kept full.
+func (l *load) beside(ctx context.Context) (Result, error) {
+	full, err := l.open(ctx, modeHang, 10*time.Second)
+	if err != nil {
+		return Result{}, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 256<<10)
+		for err := error(nil); err == nil; {
+			_, err = full.Write(buf)
+		}
+	}()
+	defer func() {
+		full.SetLinger(0)
+		full.Close()
+		<-ended
+	}()
+	others := *l
+	others.conns = max(1, l.conns-1)
+	return others.repeat(ctx, others.requestWorker)
+}
+
+const (
+	// stallBytes is what a stalled connection is offered at most; the kernel's
+	// buffers along the way take some of it.
+	stallBytes = 4 << 20
+	// stallTime is how long it may take some.
+	stallTime = 500 * time.Millisecond
+	// stallers is how many connections are filled at once.
+	stallers = 100
+)
+
+// stalled opens connections whose servers never read, fills them and holds them.
+func (l *load) stalled(ctx context.Context) (Result, error) {
+	conns := make([]*net.TCPConn, l.conns)
+	errs := make([]error, l.conns)
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range stallers {
+		wg.Go(func() {
+			for i := range next {
+				conns[i], errs[i] = l.fill(ctx)
+			}
+		})
+	}
+	for i := range conns {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	defer func() {
+		for _, c := range conns {
+			if c != nil {
+				c.SetLinger(0)
+				c.Close()
+			}
+		}
+	}()
+	if err := errors.Join(errs...); err != nil {
+		return Result{}, err
+	}
+	return l.hold(ctx)
+}
+
+// fill opens a connection and writes until it takes no more.
+func (l *load) fill(ctx context.Context) (*net.TCPConn, error) {
+	c, err := l.open(ctx, modeHang, time.Minute)
+	if err != nil {
+		return nil, err
+	}
+	c.SetWriteDeadline(time.Now().Add(stallTime))
+	if _, err := c.Write(make([]byte, stallBytes)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }

@@ -55,6 +55,8 @@ type options struct {
 	rounds   int           // rounds of every scenario
 	duration time.Duration // of one scenario of one round
 	idle     int           // idle connections to open
+	stalled  int           // connections whose servers do not read
+	growth   growth        // how large the mesh gets; zero = not measured
 	only     string        // run scenarios whose name contains this
 }
 
@@ -66,7 +68,11 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.peer, "peer", "", "another ztunnel binary to measure in the same run")
 	f.IntVar(&o.rounds, "rounds", 3, "rounds of every scenario, 1 to 20")
 	f.DurationVar(&o.duration, "duration", 3*time.Second, "length of one scenario, 1s to 30s")
-	f.IntVar(&o.idle, "idle", 1000, "idle connections to open, 1 to 5000")
+	f.IntVar(&o.idle, "idle", 5000, "idle connections to open, 1 to 5000")
+	f.IntVar(&o.stalled, "stalled", 1000, "connections whose servers do not read, 1 to 1000; 0 = not measured")
+	f.IntVar(&o.growth.pods, "pods", 200, "pods on one node whose cost is compared with 1 pod's, up to 200; 0 = not measured")
+	f.IntVar(&o.growth.workloads, "workloads", 20000, "workloads whose cost is compared with 1,000, up to 200000; 0 = not measured")
+	f.IntVar(&o.growth.policies, "policies", 1000, "policies whose cost is compared with 1, up to 10000; 0 = not measured")
 	f.StringVar(&o.only, "only", "", "run only the scenarios whose name contains this")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -78,6 +84,10 @@ func parseOptions(args []string) (options, error) {
 		return o, fmt.Errorf("-duration %v: want 1s to 30s", o.duration)
 	case o.idle < 1 || o.idle > 5000:
 		return o, fmt.Errorf("-idle %d: want 1 to 5000", o.idle)
+	case o.stalled < 0 || o.stalled > 1000:
+		return o, fmt.Errorf("-stalled %d: want 0 to 1000", o.stalled)
+	case !o.growth.valid():
+		return o, fmt.Errorf("-pods %d -workloads %d -policies %d: want 0 to 200, 200000 and 10000", o.growth.pods, o.growth.workloads, o.growth.policies)
 	}
 	return o, nil
 }

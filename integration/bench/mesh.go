@@ -23,6 +23,7 @@ type path struct {
 	culvert string
 	self    string // this binary, run inside the pods
 	ztunnel string // "" for the relay
+	extra   int    // pods on the client's node beside the client
 	target  string // what the client connects to
 	proxies []int  // process ids of the two proxies
 	stop    []func()
@@ -53,6 +54,17 @@ spec:
   - {name: server, image: none, command: [%s, server]}
 `
 
+// extraPod is one that only is there; %d is its number.
+const extraPod = `---
+apiVersion: v1
+kind: Pod
+metadata: {name: extra-%d, namespace: bench}
+spec:
+  nodeName: node-1
+  containers:
+  - {name: sleep, image: none, command: [sleep, infinity]}
+`
+
 // up brings the path's mesh up and fills in target and proxies.
 func (p *path) up(ctx context.Context, dir string) error {
 	mode := "none"
@@ -63,7 +75,11 @@ func (p *path) up(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(folder, "pods.yaml"), fmt.Appendf(nil, pods, mode, p.self), 0o644); err != nil {
+	objects := fmt.Appendf(nil, pods, mode, p.self)
+	for i := range p.extra {
+		objects = fmt.Appendf(objects, extraPod, i)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "pods.yaml"), objects, 0o644); err != nil {
 		return err
 	}
 	args := []string{"up", folder, "--name", p.mesh, "--detach"}
@@ -252,11 +268,11 @@ func (p *path) resident() (total uint64, err error) {
 	return total, nil
 }
 
-// measureIdle opens idle connections and reads the proxies' memory meanwhile.
-func (p *path) measureIdle(ctx context.Context, conns int) (uint64, error) {
+// measureHeld reads the proxies' memory while a load holds connections open.
+func (p *path) measureHeld(ctx context.Context, mode string, conns int) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	cmd := p.inPod(ctx, "client", "load", "-mode", loadIdle, "-target", p.target,
+	cmd := p.inPod(ctx, "client", "load", "-mode", mode, "-target", p.target,
 		"-conns", strconv.Itoa(conns), "-duration", "50s")
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -271,7 +287,7 @@ func (p *path) measureIdle(ctx context.Context, conns int) (uint64, error) {
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil || line != "holding\n" {
-		return 0, errors.Join(fmt.Errorf("idle connections on %s: load said %q", p.name, line), err, cmd.Wait())
+		return 0, errors.Join(fmt.Errorf("%s connections on %s: load said %q", mode, p.name, line), err, cmd.Wait())
 	}
 	n, err := p.resident()
 	stdin.Close()

@@ -7,12 +7,15 @@ import (
 	"flag"
 	"io"
 	"net"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a connection asks of the server is its first byte.
 const (
 	modeSink = 'S' // read to the end, then answer with the count, 8 bytes big endian
 	modeEcho = 'E' // answer every request of requestSize bytes with responseSize bytes
+	modeHang = 'H' // never read another byte
 )
 
 const (
@@ -65,7 +68,22 @@ func serveConn(c *net.TCPConn) {
 		serveSink(c)
 	case modeEcho:
 		serveEcho(c)
+	case modeHang:
+		serveHang(c)
 	}
+}
+
+// serveHang takes as little as it can until its peer has gone.
+func serveHang(c *net.TCPConn) {
+	c.SetReadBuffer(4 << 10)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Read(func(fd uintptr) bool { // looks again whenever something has arrived
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err != nil || info.State != unix.BPF_TCP_ESTABLISHED
+	})
 }
 
 func serveSink(c *net.TCPConn) {

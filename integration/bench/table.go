@@ -20,6 +20,8 @@ var scenarios = []scenario{
 	{"requests, 1 connection", loadRequests, 1},
 	{"requests, 64 connections", loadRequests, 64},
 	{"new connections, 16 clients", loadConnections, 16},
+	{"99 busy connections", loadRequests, 99},
+	{"99 beside a stalled one", loadBeside, 100},
 }
 
 // metric is one figure of a scenario: where it comes from and how it reads.
@@ -69,10 +71,12 @@ func median(xs []float64) float64 {
 type memory struct {
 	rest uint64 // after start
 	idle uint64 // with the idle connections open, before any other load
+
+	before, stalled uint64 // before and while stalled connections are open
 }
 
 // printTable writes medians, and each path's ratio to the first one's.
-func printTable(w io.Writer, paths []string, runs []scenario, samples map[string]map[string][]sample, mem map[string]memory, idle int) {
+func printTable(w io.Writer, paths []string, runs []scenario, samples map[string]map[string][]sample, mem map[string]memory, idle, stalled int) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer tw.Flush()
 	fmt.Fprint(tw, "scenario\tfigure")
@@ -99,6 +103,10 @@ func printTable(w io.Writer, paths []string, runs []scenario, samples map[string
 	}
 	printRow(tw, "memory", "at rest, MB per proxy", rest)
 	printRow(tw, "memory", fmt.Sprintf("kB per idle connection per proxy, %d open", idle), each)
+	for i, p := range paths {
+		each[i] = (float64(mem[p].stalled) - float64(mem[p].before)) / 2 / 1e6
+	}
+	printRow(tw, "memory", fmt.Sprintf("MB more per proxy, %d stalled connections", stalled), each)
 }
 
 func values(samples []sample, f func(sample) float64) []float64 {
