@@ -300,6 +300,7 @@ func (p *Pool) connect(k key, e *entry, d *dial) {
 
 // serve reads a connection until it ends.
 func (p *Pool) serve(k key, e *entry, c *conn) {
+	defer c.expire().Stop()
 	err := c.run()
 	if err != nil {
 		p.cfg.Log.Debug("tunnel ended", "peer", e.peer.Addr, "error", err)

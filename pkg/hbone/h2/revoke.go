@@ -1,6 +1,10 @@
 package h2
 
-import "crypto/x509"
+import (
+	"crypto/x509"
+	"math"
+	"time"
+)
 
 // Recheck asks ServerConfig.Recheck about every open connection, and ends those
 // whose peers it no longer accepts: their streams with its error.
@@ -43,4 +47,15 @@ func (c *conn) recheck(accept func(peer []*x509.Certificate) error) {
 	if err := accept(c.peer); err != nil {
 		c.hangUp(err)
 	}
+}
+
+// expire makes the connection take no more streams when the peer's certificate
+// ends: whoever it is then has to prove it anew. Open streams go on. The caller
+// stops the timer.
+func (c *conn) expire() *time.Timer {
+	life := time.Duration(math.MaxInt64)
+	if len(c.peer) > 0 {
+		life = time.Until(c.peer[0].NotAfter)
+	}
+	return time.AfterFunc(life, c.drain)
 }

@@ -2,10 +2,12 @@ package h2
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"io"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/reason"
@@ -146,4 +148,58 @@ func TestRecheckOver(t *testing.T) {
 		defer gateway.pool.mu.Unlock()
 		return len(gateway.pool.over) == 0
 	})
+}
+
+// TestExpire: a connection whose peer's certificate has ended carries its streams
+// on and takes no more; a new one needs a certificate that is good.
+func TestExpire(t *testing.T) {
+	for _, side := range []string{"client", "server"} {
+		t.Run(side, func(t *testing.T) {
+			ended := make(chan error, 10)
+			var changing atomic.Pointer[tls.Config] // of that side
+			m := newMesh(t, echoes(ended), func(pc *PoolConfig, sc *ServerConfig) {
+				if side == "client" {
+					pc.TLS = func(context.Context, hbone.Peer) (*tls.Config, error) { return changing.Load(), nil }
+				} else {
+					sc.TLS = func(context.Context) (*tls.Config, error) { return changing.Load(), nil }
+				}
+			})
+			id, good := clientID, m.ca.Client(t, clientID, serverID)
+			if side == "server" {
+				id, good = serverID, m.ca.Server(t, serverID)
+			}
+			short := good.Clone()
+			short.Certificates = []tls.Certificate{m.ca.CertificateUntil(t, id, time.Now().Add(1500*time.Millisecond))}
+			changing.Store(short)
+			s := m.open(t, "x:1")
+			defer s.Close()
+			hello(t, s)
+			until(t, "the connection to take no more streams", func() bool {
+				m.pool.mu.Lock()
+				defer m.pool.mu.Unlock()
+				for _, e := range m.pool.entries {
+					for _, c := range e.conns {
+						return c.leaving()
+					}
+				}
+				return true
+			})
+			hello(t, s)
+			if s, _, err := m.pool.Open(t.Context(), m.peer, request("x:1")); err == nil {
+				if _, err = s.Read(make([]byte, 1)); err == nil {
+					t.Error("a new stream with a certificate that has ended")
+				}
+			}
+			changing.Store(good)
+			until(t, "a new stream", func() bool {
+				again, _, err := m.pool.Open(t.Context(), m.peer, request("x:1"))
+				if err == nil {
+					hello(t, again)
+					_ = again.Close()
+				}
+				return err == nil
+			})
+			hello(t, s)
+		})
+	}
 }

@@ -135,6 +135,7 @@ func (s *Server) ServeConn(c net.Conn) error {
 	}
 	defer s.remove(hc)
 	hc.recheck(s.cfg.Recheck)
+	defer hc.expire().Stop()
 	late := time.AfterFunc(s.cfg.HandshakeTimeout, hc.checkGreeted)
 	defer late.Stop()
 	hc.startPings()
@@ -326,6 +327,16 @@ func (s *Server) startDrain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = true
+	for c := range s.conns {
+		c.drain()
+	}
+}
+
+// Retire tells every connection that there is to finish its streams and take no
+// more, and goes on accepting others.
+func (s *Server) Retire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for c := range s.conns {
 		c.drain()
 	}

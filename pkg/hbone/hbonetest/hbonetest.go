@@ -88,9 +88,15 @@ func (ca *CA) sign(t testing.TB, tmpl, parent *x509.Certificate, pub *ecdsa.Publ
 // Certificate issues a certificate for id.
 func (ca *CA) Certificate(t testing.TB, id mesh.Identity) tls.Certificate {
 	t.Helper()
+	return ca.CertificateUntil(t, id, notAfter)
+}
+
+// CertificateUntil issues a certificate for id that ends at end.
+func (ca *CA) CertificateUntil(t testing.TB, id mesh.Identity, end time.Time) tls.Certificate {
+	t.Helper()
 	key := newKey(t)
 	leaf := ca.sign(t, &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: notBefore, NotAfter: notAfter,
+		SerialNumber: big.NewInt(2), NotBefore: notBefore, NotAfter: end,
 		URIs:        []*url.URL{id.URL()},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
