@@ -151,6 +151,7 @@ func (n *Node) Recheck(ctx context.Context) error {
 		changed := n.Mesh.Changed()
 		wait := learnTimeout
 		for _, p := range n.running() {
+			p.notice()
 			if again := p.recheck(time.Now()); again > 0 {
 				wait = min(wait, again)
 			}

@@ -286,6 +286,7 @@ func TestAppTunnel(t *testing.T) {
 // goroutine and no descriptor behind. It does not run beside others.
 func TestPodLeavesNothing(t *testing.T) {
 	netnstest.New(t) // what the first namespace of a process opens stays open
+	spare.hold()
 	fds := netnstest.OpenFDs(t)
 	t.Run("serve", func(t *testing.T) {
 		ca := newTestCA(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -20,9 +21,12 @@ type listener struct {
 	stopping atomic.Bool
 	ended    chan struct{} // closed when Accept has returned its last connection
 	once     sync.Once
+	short    shortage                                 // owned by the goroutine that accepts
+	refused  func(remote netip.AddrPort, cause error) // a connection for which there was no descriptor; may be nil
 }
 
 func newListener(l *net.TCPListener) *listener {
+	spare.hold()
 	return &listener{TCPListener: l, ended: make(chan struct{})}
 }
 
@@ -60,7 +64,11 @@ func (l *listener) AcceptTCP() (*net.TCPConn, error) {
 		c, err := l.TCPListener.AcceptTCP()
 		switch {
 		case err == nil:
+			l.short = shortage{}
 			return c, nil
+		case l.short.over(err, time.Now()):
+			l.refuseQueued(err)
+			time.Sleep(acceptPause)
 		case l.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded):
 		case transient(err):
 			time.Sleep(acceptPause)

@@ -33,6 +33,7 @@ func (p *Pod) acceptOutbound(context.Context) error {
 
 // accept runs serve for every connection until the listener ends.
 func (p *Pod) accept(l *listener, serve func(*net.TCPConn)) error {
+	l.refused = func(remote netip.AddrPort, cause error) { p.refuse(l, remote, cause) }
 	for {
 		c, err := l.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {

@@ -132,9 +132,10 @@ type Pod struct {
 	outbound, plaintext, inbound *listener
 	dns                          *podDNS // nil = names are not answered
 	socks                        sockets
-	origSrc                      bool      // the namespace lets us bind foreign addresses
-	loop6                        bool      // its loopback has IPv6
-	socksPort                    *listener // nil unless asked for
+	origSrc                      bool        // the namespace lets us bind foreign addresses
+	ill                          atomic.Bool // the control plane calls the pod unhealthy
+	loop6                        bool        // its loopback has IPv6
+	socksPort                    *listener   // nil unless asked for
 
 	pool   *h2.Pool
 	server *h2.Server
@@ -296,24 +297,6 @@ func (p *Pod) Drain(ctx context.Context) {
 	p.Close()
 }
 
-// Gone is Drain for a pod that has left the mesh. Its connections may go on for
-// as long as the pod exists: one that was taken out of the mesh lives on, one
-// that was deleted ends them by itself.
-func (p *Pod) Gone(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go p.awaitDeleted(ctx, cancel)
-	p.Drain(ctx)
-}
-
-// awaitDeleted calls end a while after the pod's workload has been removed.
-func (p *Pod) awaitDeleted(ctx context.Context, end func()) {
-	gone := func(v workloads.View) bool { return v.WorkloadByInfo(p.info, p.node.Settings.NodeName) == nil }
-	if p.node.Mesh.Wait(ctx, gone) == nil && run.Sleep(ctx, p.node.Settings.DrainDefault) == nil {
-		end()
-	}
-}
-
 // Close cuts every connection off at once. It may be called again.
 func (p *Pod) Close() {
 	p.cut(reason.New(reason.Draining, "serve", p.info.String(), nil))
@@ -421,6 +404,8 @@ func (p *Pod) dial(ctx context.Context, to netip.AddrPort, source netip.Addr, ti
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		why = reason.ConnectRefused
+	case exhausted(err):
+		why = reason.Overloaded
 	case errors.Is(err, unix.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded):
 		why = timeout
 	}

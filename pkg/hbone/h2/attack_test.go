@@ -39,7 +39,15 @@ type target struct {
 
 func newTarget(t testing.TB, handler hbone.Handler, adjust ...func(*PoolConfig, *ServerConfig)) *target {
 	tg := &target{t: t, budget: hbone.NewBudget(64 << 20), abuses: map[Abuse]int{}}
-	limits := func(_ *PoolConfig, sc *ServerConfig) {
+	limits := func(pc *PoolConfig, sc *ServerConfig) {
+		pc.Dial = func(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) { // another source than the attacker's
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+			c, err := d.DialContext(ctx, "tcp", addr.String())
+			if err != nil {
+				return nil, err
+			}
+			return c.(*net.TCPConn), nil
+		}
 		sc.Budget = tg.budget
 		sc.Gate = NewGate(16, 32)
 		sc.HandshakeTimeout = 3 * time.Second
