@@ -43,7 +43,8 @@ type field struct {
 	node *netnstest.Node
 	dir  string
 
-	program string // of the ztunnels; "" = this one
+	program string   // of the ztunnels; "" = this one
+	output  *os.File // of the ztunnels; nil = their log
 
 	workloads, services, policies []string // of the mesh file, YAML
 }
@@ -195,6 +196,9 @@ func (f *field) ztunnel(node string, a *agent, ns *netns.NS, environ ...string) 
 		"LOCAL_XDS_PATH=" + f.meshFile(), "FAKE_CA=true", "XDS_ADDRESS=", "CONNECTION_TERMINATION_DEADLINE=5s",
 	}, environ...)
 	z.cmd.Stdout, z.cmd.Stderr = z.log, z.log
+	if f.output != nil {
+		z.cmd.Stdout, z.cmd.Stderr = f.output, f.output
+	}
 	if err := ns.Start(z.cmd); err != nil {
 		f.t.Fatalf("start ztunnel: %v", err)
 	}
