@@ -31,10 +31,10 @@ const (
 	// batch is how many workloads become known at once: more would keep the
 	// processor from connections for too long, fewer would copy the endpoints of
 	// large services too often.
-	batch = 512
-	// breath is how many are decoded without letting others run, about a
+	batch = 128
+	// breath is how many are decoded without letting others run, about a tenth of a
 	// millisecond's worth.
-	breath = 64
+	breath = 8
 )
 
 // applyAddresses decodes in small steps and applies in batches, so that a burst of
