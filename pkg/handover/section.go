@@ -45,7 +45,7 @@ type Record struct {
 	Body    []byte
 }
 
-// Encode writes a section.
+// Encode writes a section. It is done with a record when it asks for the next.
 func Encode(w io.Writer, h Header, records iter.Seq[Record]) error {
 	sum := &summed{w: w, sum: crc32.New(castagnoli)}
 	head := make([]byte, 0, headerSize)

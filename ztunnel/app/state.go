@@ -201,15 +201,16 @@ func (a *App) applied(typeURL string) {
 func (a *App) addressRecords() iter.Seq[handover.Record] {
 	held := a.xds.Held(workload.TypeURL)
 	return func(yield func(handover.Record) bool) {
+		give := giver{held: held, yield: yield}
 		for w := range a.store.Workloads() {
 			m := &workload.Address{Type: &workload.Address_Workload{Workload: workload.FromWorkload(w)}}
-			if !yieldHeld(yield, held, string(w.UID), m) {
+			if !give.record(string(w.UID), m) {
 				return
 			}
 		}
 		for s := range a.store.Services() {
 			m := &workload.Address{Type: &workload.Address_Service{Service: workload.FromService(s)}}
-			if !yieldHeld(yield, held, s.Key().String(), m) {
+			if !give.record(s.Key().String(), m) {
 				return
 			}
 		}
@@ -219,25 +220,34 @@ func (a *App) addressRecords() iter.Seq[handover.Record] {
 func (a *App) policyRecords() iter.Seq[handover.Record] {
 	held := a.xds.Held(wireauthz.TypeURL)
 	return func(yield func(handover.Record) bool) {
+		give := giver{held: held, yield: yield}
 		for p := range a.store.Policies() {
-			if !yieldHeld(yield, held, p.Name.String(), wireauthz.FromMesh(p)) {
+			if !give.record(p.Name.String(), wireauthz.FromMesh(p)) {
 				return
 			}
 		}
 	}
 }
 
-// yieldHeld leaves out what did not come from the control plane.
-func yieldHeld(yield func(handover.Record) bool, held map[string]string, name string, m proto.Message) bool {
-	version, ok := held[name]
+// giver yields records, each in the memory of the one before.
+type giver struct {
+	held  map[string]string
+	yield func(handover.Record) bool
+	body  []byte
+}
+
+// record leaves out what did not come from the control plane.
+func (g *giver) record(name string, m proto.Message) bool {
+	version, ok := g.held[name]
 	if !ok {
 		return true
 	}
-	body, err := proto.Marshal(m)
+	body, err := proto.MarshalOptions{}.MarshalAppend(g.body[:0], m)
 	if err != nil {
 		return true // it is asked for again
 	}
-	return yield(handover.Record{Name: name, Version: version, Body: body})
+	g.body = body
+	return g.yield(handover.Record{Name: name, Version: version, Body: body})
 }
 
 func (a *App) certificateRecords() iter.Seq[handover.Record] {
@@ -335,7 +345,7 @@ type batch struct {
 }
 
 // batchSize is how many resources are decoded before they are applied.
-const batchSize = 4096
+const batchSize = 65536
 
 func (b *batch) take(rec handover.Record) error {
 	var m workload.Address

@@ -1,0 +1,202 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/pkg/handover"
+	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
+	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
+	wireauthz "github.com/culvert-mesh/culvert/pkg/wire/authz"
+	"github.com/culvert-mesh/culvert/pkg/wire/workload"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
+	"github.com/culvert-mesh/culvert/pkg/xds/xdstest"
+)
+
+// start runs a ztunnel without pods until the returned function is called.
+func startApp(t *testing.T, environ ...string) (a *App, log *runtest.Buffer, stop func()) {
+	t.Helper()
+	cfg := parse(t, append([]string{"FAKE_CA=true", "INPOD_UDS=", "NODE_NAME=n", "ISTIO_META_DNS_CAPTURE=false"}, environ...)...)
+	cfg.AdminPort, cfg.StatsPort, cfg.ReadyPort = freePort(t), freePort(t), freePort(t)
+	log = &runtest.Buffer{}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended, made := make(chan error, 1), make(chan *App, 1)
+	go func() {
+		ended <- logging.During(log, 0, func(w *logging.Writer) error {
+			a, err := New(cfg, w)
+			if err != nil {
+				return err
+			}
+			made <- a
+			return a.Run(ctx)
+		})
+	}()
+	select {
+	case a = <-made:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	stop = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	return a, log, stop
+}
+
+// TestKnowledgeIsHandedOver: a ztunnel that starts while the control plane is away
+// knows what its predecessor knew, says how old that is, and asks for no more than
+// the differences when the control plane is back.
+func TestKnowledgeIsHandedOver(t *testing.T) {
+	store := handover.NewStore(handover.StoreConfig{})
+	path := filepath.Join(t.TempDir(), "store")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- store.Run(ctx, path) }()
+	defer func() { cancel(); <-done }()
+
+	server := xdstest.New(t, nil)
+	w := &mesh.Workload{UID: "Kubernetes//Pod/ns/w", Name: "w", Namespace: "ns", ServiceAccount: "sa", TrustDomain: "cluster.local",
+		Node: "n", Protocol: mesh.HBONE, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	server.Set(workload.TypeURL, string(w.UID), "7", &workload.Address{Type: &workload.Address_Workload{Workload: workload.FromWorkload(w)}})
+	s := &mesh.Service{Name: "s", Namespace: "ns", Hostname: "s.ns.svc", VIPs: []mesh.NetAddr{{Addr: netip.MustParseAddr("10.1.0.1")}}}
+	server.Set(workload.TypeURL, s.Key().String(), "8", &workload.Address{Type: &workload.Address_Service{Service: workload.FromService(s)}})
+	p := &mesh.Policy{Name: mesh.PolicyName{Namespace: "ns", Name: "p"}, Scope: mesh.ScopeNamespace, Action: mesh.Deny}
+	server.Set(wireauthz.TypeURL, p.Name.String(), "", wireauthz.FromMesh(p))
+
+	environ := []string{"XDS_ADDRESS=" + server.URL(), "HANDOVER_UDS=" + path}
+	first, _, stop := startApp(t, environ...)
+	id := w.Identity()
+	hbonetest.Until(t, "the mesh to be known, and a certificate", func() bool {
+		return isClosed(first.known) && first.certs.Held(id)
+	})
+	saved := func(name string) bool {
+		for _, c := range first.stores {
+			if p, err := c.Load(name); err == nil && p != nil {
+				return true
+			}
+		}
+		return false
+	}
+	for _, name := range []string{sectionAddresses, sectionPolicies, sectionCertificates} {
+		hbonetest.Until(t, name+" to be saved", func() bool { return saved(name) })
+	}
+	stop()
+	server.Stop()
+
+	second, log, stop := startApp(t, environ...)
+	hbonetest.Until(t, "the second to be ready", func() bool {
+		return strings.Contains(get(second.cfg.ReadyPort, "/healthz/ready"), "the control plane is away: what is known is")
+	})
+	if second.store.Workload(w.UID) == nil || second.store.Service(s.Key()) == nil || second.store.Policy(p.Name) == nil || !second.certs.Held(id) {
+		t.Errorf("not everything was taken over:\n%s", log)
+	}
+	st := second.Status()
+	if !st.Restored || !st.Away || st.Contact.IsZero() || time.Since(st.Contact) > time.Hour {
+		t.Errorf("status %+v", st)
+	}
+	want := map[string]string{string(w.UID): "7", s.Key().String(): "8"}
+	if got := second.xds.Held(workload.TypeURL); !maps.Equal(got, want) {
+		t.Errorf("holds %v, want %v", got, want)
+	}
+	server.Start()
+	hbonetest.Until(t, "the second to hear of the control plane", func() bool { return !second.Status().Restored })
+	if get(second.cfg.ReadyPort, "/healthz/ready") != "ready\n" {
+		t.Error("the readiness port still says that the control plane is away")
+	}
+	stop()
+}
+
+// TestDamagedKnowledge: what cannot be trusted is not half believed.
+func TestDamagedKnowledge(t *testing.T) {
+	store := handover.NewStore(handover.StoreConfig{})
+	path := filepath.Join(t.TempDir(), "store")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- store.Run(ctx, path) }()
+	defer func() { cancel(); <-done }()
+	c := handover.NewClient(handover.ClientConfig{Path: path})
+	hbonetest.Until(t, "the store", func() bool { return c.Attach() == nil })
+	closing := make(chan struct{})
+	clientCtx, end := context.WithCancel(t.Context())
+	go func() { defer close(closing); c.Run(clientCtx) }()
+	defer func() { end(); <-closing }()
+	for name, content := range map[string]string{sectionPolicies: "garbage", sectionAddresses: "garbage", sectionCertificates: "garbage"} {
+		f, err := handover.Seal(name, func(w io.Writer) error { _, err := io.WriteString(w, content); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Save(name, f)
+		f.Close()
+	}
+	a, log, stop := startApp(t, "XDS_ADDRESS=http://127.0.0.1:1", "HANDOVER_UDS="+path)
+	hbonetest.Until(t, "a line about it", func() bool { return strings.Contains(log.String(), "knowledge of the predecessor not taken over") })
+	if isClosed(a.known) || a.Status().Restored {
+		t.Error("garbage counts as knowledge")
+	}
+	stop()
+}
+
+// BenchmarkState says what it costs to deposit and to take over the knowledge of a
+// large mesh.
+func BenchmarkState(b *testing.B) {
+	for _, n := range []int{1_000, 200_000} {
+		store, held := workloads.New(), map[string]string{}
+		var u workloads.Update
+		for i := range n {
+			app := i / 10
+			w := &mesh.Workload{
+				UID: mesh.UID(fmt.Sprintf("Kubernetes//Pod/namespace-%d/app-%d-5d4f8c7b9-%05d", app%100, app, i)), Name: fmt.Sprintf("app-%d-5d4f8c7b9-%05d", app, i),
+				Namespace: fmt.Sprint("namespace-", app%100), ServiceAccount: fmt.Sprint("app-", app), TrustDomain: "cluster.local", Cluster: "Kubernetes",
+				WorkloadName: fmt.Sprint("app-", app), CanonicalName: fmt.Sprint("app-", app), CanonicalRevision: "latest", Node: fmt.Sprint("node-", i%2000),
+				Protocol: mesh.HBONE, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
+				Services: []mesh.Membership{{Service: mesh.ServiceName{Namespace: fmt.Sprint("namespace-", app%100), Hostname: fmt.Sprintf("app-%d.svc.cluster.local", app)}, Ports: []mesh.Port{{Service: 80, Target: 8080}}}},
+			}
+			u.Workloads = append(u.Workloads, w)
+			held[string(w.UID)] = fmt.Sprintf("%016x", i*7919)
+		}
+		store.Apply(u)
+		records := func(yield func(handover.Record) bool) {
+			give := giver{held: held, yield: yield}
+			for w := range store.Workloads() {
+				m := &workload.Address{Type: &workload.Address_Workload{Workload: workload.FromWorkload(w)}}
+				if !give.record(string(w.UID), m) {
+					return
+				}
+			}
+		}
+		var saved strings.Builder
+		if err := handover.Encode(&saved, handover.Header{}, records); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprint("save/", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := handover.Encode(io.Discard, handover.Header{}, records); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(saved.Len())/1e6, "MB")
+		})
+		b.Run(fmt.Sprint("restore/", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				into := batch{store: workloads.New(), known: map[string]string{}}
+				if _, err := handover.Decode([]byte(saved.String()), into.take); err != nil {
+					b.Fatal(err)
+				}
+				into.flush()
+			}
+		})
+	}
+}
