@@ -10,6 +10,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
+SOAK        ?= 30m
 
 PROGRAMS := culvert=./cli ztunnel=./ztunnel waypoint=./waypoint controlplane=./controlplane culvert-agent=./cni-plugin/cmd/agent culvert-cni=./cni-plugin/cmd/plugin
 
@@ -62,6 +63,10 @@ fuzz: have-root have-go ## every fuzz target for FUZZTIME (default 10s)
 bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks
 	$(GO) run ./integration/bench -ztunnel $(BIN)/ztunnel $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+.PHONY: soak
+soak: have-root have-go ## every fault in its long form under load, over and over for SOAK (default 30m)
+	$(GO) test -count=1 -v -timeout 24h -run '^TestSoak$$' ./integration/faults -soak $(SOAK)
 
 .PHONY: clean
 clean: ## remove what the other targets built
