@@ -25,13 +25,17 @@ func showFailed(ctx context.Context, e *env, out *output, client *laptop.Client,
 	if err != nil {
 		return err
 	}
-	p, err := findPod(st, want)
-	if err != nil {
-		return err
+	p, missing := findPod(st, want)
+	if missing != nil { // what has gone is remembered for a while, by its full name
+		namespace, name, _ := strings.Cut(want, "/")
+		p = &laptop.PodStatus{Namespace: namespace, Name: name}
 	}
 	list, err := failures(ctx, client, st, p, time.Time{})
 	if err != nil {
 		return err
+	}
+	if missing != nil && len(list) == 0 {
+		return missing
 	}
 	if last > 0 && len(list) > last {
 		list = list[len(list)-last:]

@@ -337,3 +337,37 @@ func gather(t *testing.T, reg *prometheus.Registry) string {
 	metrics.Handler(reg).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	return rec.Body.String()
 }
+
+// TestHandshakeFailuresAreCounted: of tunnels that come and of tunnels that are made.
+func TestHandshakeFailuresAreCounted(t *testing.T) {
+	t.Parallel()
+	ca := newTestCA(t)
+	db := ca.server(serverURI)
+	pod, outside := netnstest.Pair(t)
+	node := newNode(t, dbStore(nil), certs.Fixed{db.ID: db})
+	reg := prometheus.NewRegistry()
+	NewMetrics(reg, node)
+	dup, err := pod.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := node.NewPod("uid", dbInfo, dup)
+	start(t, p)
+	if _, err := ask(t, outside, netnstest.PairA4.Addr(), ca.svid(clientURI, -time.Minute)); err == nil {
+		t.Error("an expired certificate was let in")
+	}
+	to := hbone.Peer{Source: db.ID, Expect: []mesh.Identity{db.ID}, Addr: netip.AddrPortFrom(netnstest.PairB4.Addr(), mesh.PortHBONE)}
+	took := new(hbone.Timing)
+	if _, _, err := p.pool.Open(t.Context(), to, hbone.Request{Authority: "10.0.0.9:80", Timing: took}); reason.Of(err) != reason.ConnectRefused {
+		t.Errorf("nobody listens there: %v", err)
+	}
+	if took.Dial == 0 || took.TLS != 0 || took.Connect != 0 || took.Reused {
+		t.Errorf("timing %+v", took)
+	}
+	var text string
+	hbonetest.Until(t, "both to be counted", func() bool {
+		text = gather(t, reg)
+		return strings.Contains(text, `culvert_ztunnel_handshake_failures_total{reason="TLS handshake failed",role="server"} 1`) &&
+			strings.Contains(text, `culvert_ztunnel_handshake_failures_total{reason="connection refused",role="client"} 1`)
+	})
+}
