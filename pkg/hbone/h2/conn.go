@@ -163,12 +163,16 @@ func (c *conn) run() error {
 	defer c.stopPings()
 	c.reserveWindow()
 	err := c.readLoop()
+	most := maxDiscard
 	if ce, ok := errors.AsType[*connError](err); ok {
 		c.goAwayNow(ce.code, ce.why)
+		if ce.abuse != "" {
+			most = maxAbuserDiscard
+		}
 	}
 	err = c.lost(err)
 	c.fail(err)
-	c.discard()
+	c.discard(most)
 	_ = c.t.Close()
 	c.mu.Lock()
 	err = c.err
@@ -240,13 +244,28 @@ func (c *conn) goAwayNow(code http2.ErrCode, why string) {
 	}
 }
 
-// discard reads until the peer closes or the time to linger is over.
-func (c *conn) discard() {
+// maxDiscard is how many bytes a connection that has ended goes on reading: what
+// its windows let an honest peer have under way. From one that did too much of
+// something it takes less.
+const (
+	maxDiscard       = 32 << 20
+	maxAbuserDiscard = 256 << 10
+)
+
+// discard reads until the peer closes, the time to linger is over, or so much has
+// come.
+func (c *conn) discard(most int) {
 	stop := time.AfterFunc(linger, c.cut)
 	defer stop.Stop()
 	for {
 		var err error
 		if c.bufs, err = c.t.Records(c.bufs[:0]); err != nil {
+			return
+		}
+		for _, b := range c.bufs {
+			most -= len(b)
+		}
+		if most < 0 {
 			return
 		}
 	}
