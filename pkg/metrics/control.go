@@ -1,8 +1,10 @@
 package metrics
 
 import (
+	"cmp"
 	"iter"
 	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +49,9 @@ func (c *Certificates) Issued(_ mesh.Identity, took time.Duration, err error) {
 var certificateExpiry = prometheus.NewDesc("culvert_certificate_expiration_timestamp_seconds",
 	"When the certificate that is held for an identity ends.", []string{"identity"}, nil)
 
+// maxExpiries bounds the series: those that end first are there.
+const maxExpiries = 1000
+
 // expiries reads a certificate cache at every scrape.
 type expiries struct {
 	all iter.Seq2[mesh.Identity, time.Time]
@@ -63,8 +68,11 @@ func (e expiries) Describe(ch chan<- *prometheus.Desc) { ch <- certificateExpiry
 // Collect implements prometheus.Collector.
 func (e expiries) Collect(ch chan<- prometheus.Metric) {
 	known := maps.Collect(e.all) // sending may block, and all may hold a lock
-	for id, end := range known {
-		ch <- prometheus.MustNewConstMetric(certificateExpiry, prometheus.GaugeValue, float64(end.Unix()), id.String())
+	soonest := slices.SortedFunc(maps.Keys(known), func(a, b mesh.Identity) int {
+		return cmp.Or(known[a].Compare(known[b]), cmp.Compare(a.String(), b.String()))
+	})
+	for _, id := range soonest[:min(len(soonest), maxExpiries)] {
+		ch <- prometheus.MustNewConstMetric(certificateExpiry, prometheus.GaugeValue, float64(known[id].Unix()), id.String())
 	}
 }
 
