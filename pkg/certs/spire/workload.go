@@ -2,7 +2,6 @@ package spire
 
 import (
 	"context"
-	"crypto"
 	"fmt"
 	"strings"
 
@@ -69,11 +68,7 @@ func pickOwn(c *workloadapi.X509Context, id mesh.Identity) (*material, error) {
 			others = append(others, s.ID.String())
 			continue
 		}
-		key, ok := s.PrivateKey.(crypto.Signer)
-		if !ok {
-			return nil, fmt.Errorf("private key from SPIRE: it cannot sign")
-		}
-		m := &material{key: key, chain: s.Certificates, bundles: make(bundles)}
+		m := &material{key: s.PrivateKey, chain: s.Certificates, bundles: make(bundles)}
 		for _, b := range c.Bundles.Bundles() {
 			td := b.TrustDomain().Name()
 			m.bundles[td] = b.X509Authorities()
