@@ -2,7 +2,7 @@
 // copy of the bytes that pass.
 //
 //	WriteRecords ──▶ sealed where they lie ──▶ one socket write of all runs
-//	Records ◀── opened where they lie ◀── one socket read of up to 144 KiB
+//	Records ◀── opened where they lie ◀── one socket read of up to 272 KiB
 //
 // crypto/tls does the handshake. Then a record layer of our own takes over, for
 // TLS 1.3 with AES-GCM: it protects records inside the buffers that the sockets

@@ -16,7 +16,7 @@ import (
 const (
 	headerLen = 5                        // of a TLS record
 	maxRecord = headerLen + 16384 + 2048 // RFC 5246 §6.2.3; TLS 1.3 stays below (RFC 8446 §5.2)
-	batchSize = 144 << 10                // one socket read, one socket write: 8 full records and some small ones
+	batchSize = 272 << 10                // one socket read, one socket write: 16 full records and some small ones
 )
 
 // Pools hold pointers to arrays: putting one back allocates nothing.

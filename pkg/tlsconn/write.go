@@ -83,13 +83,13 @@ func (c *Conn) writeTLS(runs [][]byte) error {
 	return err
 }
 
-// Write sends p, in batches of 8 records.
+// Write sends p, in batches of 16 records.
 func (c *Conn) Write(p []byte) (int, error) {
 	b := batches.Get().(*batchBuf)
 	defer batches.Put(b)
 	sent := 0
 	for sent < len(p) {
-		n := Append(b[:8*FullRecord], 0, p[sent:])
+		n := Append(b[:16*FullRecord], 0, p[sent:])
 		if err := c.WriteRecords([][]byte{b[:RunLength(n)]}); err != nil {
 			return sent, err
 		}

@@ -11,7 +11,9 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -322,4 +324,41 @@ func inUse() (heap, stacks uint64) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapInuse, m.StackInuse
+}
+
+// BenchmarkStalled is 99 streams of requests and one of bulk, alone and beside a
+// stream whose destination takes nothing: what one stalled stream costs the others.
+func BenchmarkStalled(b *testing.B) {
+	for _, stalled := range []int{0, 1} {
+		b.Run(fmt.Sprintf("stalled=%d", stalled), func(b *testing.B) { besideStalled(b, stalled) })
+	}
+}
+
+func besideStalled(b *testing.B, stalled int) {
+	m := newMesh(b, pumpTo, func(pc *PoolConfig, _ *ServerConfig) { pc.MaxStreams = 200 })
+	echoes, sink := app(b, echo), app(b, swallow)
+	stop := make(chan struct{})
+	b.Cleanup(func() { close(stop) })
+	stuck := app(b, func(*net.TCPConn) { <-stop })
+	for range stalled {
+		c, _ := m.through(b, stuck, nil)
+		var sent atomic.Int64
+		go flood(c, 64<<20, &sent)
+		waitStill(b, &sent)
+	}
+	conns := make([]*net.TCPConn, 99)
+	for i := range conns {
+		conns[i], _ = m.through(b, echoes, nil)
+		roundTrip(b, conns[i])
+	}
+	bulk, _ := m.through(b, sink, nil)
+	var moved atomic.Int64
+	go flood(bulk, 1<<40, &moved)
+	b.ResetTimer()
+	before := moved.Load()
+	took := requests(b, conns, (b.N+len(conns)-1)/len(conns))
+	b.ReportMetric(float64(moved.Load()-before)*8/1e9/b.Elapsed().Seconds(), "bulkGbit/s")
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2])/1e6, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100])/1e6, "p99-ms")
 }

@@ -38,7 +38,6 @@ type pump struct {
 
 	// Results of one read.
 	b        *outBlock
-	vec      [8][]byte
 	unused   int // window reserved and not needed
 	empty    bool
 	eof      bool
@@ -259,7 +258,7 @@ func (p *pump) readFD(fd uintptr) bool {
 		return true
 	}
 	want := b.capacity()
-	n, err := readRetry(int(fd), b.space(p.vec[:0], got))
+	n, err := readRetry(int(fd), b.space(got))
 	if n > 0 {
 		b.n = n
 		p.b, p.unused = b, got-n

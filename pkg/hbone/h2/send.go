@@ -18,7 +18,7 @@ import (
 // its own block is out; what is left then goes to a writer goroutine.
 
 // batchBytes is about how much one call of the transport carries.
-const batchBytes = 128 << 10
+const batchBytes = 256 << 10
 
 // smallPiece is the size below which pieces are copied together into one TLS
 // record rather than each sent as its own.

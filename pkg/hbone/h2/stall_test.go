@@ -85,7 +85,7 @@ func TestOneStalledDestination(t *testing.T) {
 
 // requests does so many round trips on every connection at once and returns how
 // long each took.
-func requests(t *testing.T, conns []*net.TCPConn, rounds int) []time.Duration {
+func requests(t testing.TB, conns []*net.TCPConn, rounds int) []time.Duration {
 	t.Helper()
 	var mu sync.Mutex
 	var all []time.Duration
@@ -127,7 +127,7 @@ func flood(c *net.TCPConn, size int, progress *atomic.Int64) int64 {
 }
 
 // waitStill waits until a count has stopped to move.
-func waitStill(t *testing.T, n *atomic.Int64) {
+func waitStill(t testing.TB, n *atomic.Int64) {
 	t.Helper()
 	last, same := int64(-1), 0
 	hbonetest.Until(t, "the sender to be held up", func() bool {
