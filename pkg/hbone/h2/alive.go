@@ -24,16 +24,16 @@ const (
 	// suspectAfter is for how long a PING may be unanswered before a tunnel is
 	// avoided: far beyond every round trip, and less than people notice.
 	suspectAfter = time.Second
-	// goneAfter and goneTries are how long, and through how many retransmissions in
-	// a row, a kernel may be silent before it counts as gone.
-	goneAfter = 4 * time.Second
-	goneTries = 4
+	// goneAfter is how long a kernel may leave what we send unacknowledged before it
+	// counts as gone; goneProbes is how many questions for more room.
+	goneAfter  = 4 * time.Second
+	goneProbes = 4
 )
 
 // kernel is what TCP knows of a connection's other end.
 type kernel struct {
-	known   bool
-	retries int // retransmissions or window probes since it last acknowledged anything
+	known bool
+	deaf  time.Duration // since it last acknowledged anything, while something is outstanding
 }
 
 // socket returns the TCP socket of a connection, nil if it has none.
@@ -56,7 +56,10 @@ func (c *conn) kernel() (k kernel) {
 	}
 	err := c.socket.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			k = kernel{known: true, retries: int(max(info.Retransmits, info.Probes))}
+			k.known = true
+			if info.Unacked > 0 || info.Probes >= goneProbes {
+				k.deaf = time.Duration(info.Last_ack_recv) * time.Millisecond
+			}
 		}
 	})
 	if err != nil {
@@ -65,12 +68,22 @@ func (c *conn) kernel() (k kernel) {
 	return k
 }
 
+// overdue says why the peer is given up now, "" while it is not. c.mu is held.
+func (c *conn) overdue(now time.Time) string {
+	if c.awaiting {
+		return c.settings.verdict(now.Sub(c.lastSign()), now.Sub(c.pinged), c.kernel())
+	}
+	heard := time.Unix(0, max(c.heard.Load(), c.opened.UnixNano()))
+	return c.settings.verdict(now.Sub(heard), 0, c.kernel())
+}
+
 // verdict says why a peer is given up that has sent nothing for silent, a PING to
-// it being unanswered for unanswered; "" while it is not.
+// it being unanswered for unanswered, 0 if there is none; "" while it is not.
 func (s Settings) verdict(silent, unanswered time.Duration, k kernel) string {
 	switch {
-	case k.known && k.retries >= goneTries && silent >= goneAfter:
+	case k.known && k.deaf >= goneAfter && silent >= goneAfter:
 		return fmt.Sprintf("no sign of the peer in %v", silent.Round(time.Second))
+	case unanswered == 0:
 	case !k.known && silent >= s.PingTimeout:
 		return fmt.Sprintf("no answer in %v", s.PingTimeout)
 	case silent >= max(s.FreezeTimeout, s.PingTimeout):
@@ -98,10 +111,6 @@ func (c *conn) probe() bool {
 	if !c.awaiting {
 		c.sendPing()
 		c.kick()
-		if c.timer != nil && c.err == nil && time.Until(c.due) > lookEvery {
-			c.due = time.Now().Add(lookEvery)
-			c.timer.Reset(lookEvery)
-		}
 	}
 	return false
 }

@@ -9,8 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
 
@@ -25,9 +29,11 @@ func TestVerdict(t *testing.T) {
 		"a moment":                         {time.Second, time.Second, kernel{known: true}, false},
 		"frozen":                           {time.Minute, time.Minute, kernel{known: true}, false},
 		"frozen for too long":              {2 * time.Minute, 2 * time.Minute, kernel{known: true}, true},
-		"gone, at first":                   {2 * time.Second, 2 * time.Second, kernel{known: true, retries: 9}, false},
-		"gone":                             {4 * time.Second, 4 * time.Second, kernel{known: true, retries: 4}, true},
-		"loses a packet":                   {4 * time.Second, 4 * time.Second, kernel{known: true, retries: 1}, false},
+		"gone, at first":                   {2 * time.Second, 2 * time.Second, kernel{known: true, deaf: time.Hour}, false},
+		"gone":                             {4 * time.Second, 4 * time.Second, kernel{known: true, deaf: 4 * time.Second}, true},
+		"quiet":                            {time.Hour, 0, kernel{}, false},
+		"quiet and gone":                   {5 * time.Second, 0, kernel{known: true, deaf: 5 * time.Second}, true},
+		"loses a packet":                   {4 * time.Second, 4 * time.Second, kernel{known: true, deaf: time.Second}, false},
 		"nothing known of its kernel":      {19 * time.Second, 19 * time.Second, kernel{}, false},
 		"nothing known, for too long":      {20 * time.Second, 20 * time.Second, kernel{}, true},
 		"sends all the time without reads": {time.Second, 4 * time.Minute, kernel{known: true}, true},
@@ -186,7 +192,7 @@ func TestOpenSurvivesLostConnection(t *testing.T) {
 func TestKernelKnows(t *testing.T) {
 	a, _ := hbonetest.TCPPair(t)
 	c := &conn{socket: socket(a)}
-	if k := c.kernel(); !k.known || k.retries != 0 {
+	if k := c.kernel(); !k.known || k.deaf != 0 {
 		t.Errorf("%+v", k)
 	}
 	_ = a.Close()
@@ -195,5 +201,73 @@ func TestKernelKnows(t *testing.T) {
 	}
 	if k := new(conn).kernel(); k.known {
 		t.Errorf("without a socket: %+v", k)
+	}
+}
+
+// A peer that is cut off is given up in seconds: its kernel does not answer.
+func TestPeerGone(t *testing.T) {
+	t.Parallel()
+	there, here := netnstest.Pair(t)
+	ln, err := there.Listen(t.Context(), netip.AddrPortFrom(netnstest.PairA4.Addr(), 15008), netns.ListenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan struct{})
+	m := newMesh(t, func(_ context.Context, in *hbone.Incoming) {
+		s, err := in.Accept(hbone.Response{})
+		if err == nil {
+			close(opened)
+			_, _ = io.Copy(io.Discard, s)
+		}
+	}, func(pc *PoolConfig, _ *ServerConfig) {
+		pc.Dial = func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+			return here.Dial(ctx, to, netns.DialOptions{})
+		}
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { _ = m.server.Serve(ctx, ln) }()
+	m.peer.Addr = netip.AddrPortFrom(netnstest.PairA4.Addr(), 15008)
+	s := m.open(t, "10.0.0.1:80")
+	defer s.Close()
+	<-opened
+	cut(t, there)
+	if _, err := s.Write([]byte("is anybody there?")); err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() {
+		_, err := s.Read(make([]byte, 1))
+		over <- err
+	}()
+	select {
+	case err := <-over:
+		if reason.Of(err) != reason.TunnelClosed {
+			t.Errorf("the stream: %v", err)
+		}
+	case <-time.After(18 * time.Second): // less than PingTimeout
+		t.Error("the tunnel of a peer that is gone is still there")
+	}
+}
+
+// cut takes every link of a namespace but loopback down.
+func cut(t *testing.T, ns *netns.NS) {
+	t.Helper()
+	err := ns.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			if l.Attrs().Flags&net.FlagLoopback == 0 {
+				if err := netlink.LinkSetDown(l); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

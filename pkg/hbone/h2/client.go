@@ -96,6 +96,7 @@ func (c *conn) startStream(req hbone.Request) (*stream, error) {
 	c.nextID += 2
 	c.total++
 	c.streams[s.id] = s
+	c.lookSoon()
 	if !c.encodeRequest(req) {
 		s.err = reason.Newf(reason.BadRequest, "open stream", req.Authority, "header section larger than the peer takes")
 		c.remove(s)

@@ -63,6 +63,7 @@ func (c *conn) newIncoming(f *http2.MetaHeadersFrame) (*stream, error) {
 	}
 	s := newStream(c, f.StreamID)
 	c.streams[s.id] = s
+	c.lookSoon()
 	c.total++
 	return s, nil
 }

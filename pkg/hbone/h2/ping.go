@@ -33,6 +33,7 @@ func (c *conn) sendPing() {
 	var data [8]byte
 	binary.BigEndian.PutUint64(data[:], c.pingID)
 	c.ctl = appendPing(c.ctl, false, data)
+	c.lookSoon()
 }
 
 // pong takes the answer to a PING.
@@ -85,12 +86,21 @@ const lookEvery = 2 * time.Second
 const overslept = time.Second
 
 // nextLook returns how long keepalive sleeps: until the next PING is due, or
-// shorter while one is under way. c.mu is held.
+// shorter while one is under way or streams are open. c.mu is held.
 func (c *conn) nextLook() time.Duration {
-	if c.awaiting {
+	if c.awaiting || len(c.streams) > 0 {
 		return min(c.settings.PingInterval, lookEvery)
 	}
-	return c.settings.PingInterval
+	return max(c.settings.PingInterval-time.Since(c.pinged), time.Millisecond)
+}
+
+// lookSoon sees to it that keepalive looks for the answer to the PING that was just
+// sent. c.mu is held.
+func (c *conn) lookSoon() {
+	if next := c.nextLook(); c.timer != nil && c.err == nil && time.Until(c.due) > next {
+		c.due = time.Now().Add(next)
+		c.timer.Reset(next)
+	}
 }
 
 // keepalive probes the peer every PingInterval, gives up a peer that is gone, and
@@ -105,13 +115,12 @@ func (c *conn) keepalive() {
 	if now.Sub(c.due) > overslept {
 		c.pinged = now
 	}
-	if c.awaiting {
-		if why := c.settings.verdict(now.Sub(c.lastSign()), now.Sub(c.pinged), c.kernel()); why != "" {
-			c.mu.Unlock()
-			c.unanswered(why)
-			return
-		}
-	} else {
+	if why := c.overdue(now); why != "" {
+		c.mu.Unlock()
+		c.unanswered(why)
+		return
+	}
+	if !c.awaiting && now.Sub(c.pinged) >= c.settings.PingInterval {
 		c.sendPing()
 	}
 	if c.idleFor > 0 && len(c.streams) == 0 && c.slots == 0 && now.Sub(c.idle) >= c.idleFor {
