@@ -80,6 +80,15 @@ type networks struct {
 
 func newNetworks(t *testing.T) *networks {
 	t.Helper()
+	n := layNetworks(t)
+	n.gw.terminate(t, n.gw.handle)
+	n.start()
+	return n
+}
+
+// layNetworks is newNetworks without the gateway and the ztunnels.
+func layNetworks(t *testing.T) *networks {
+	t.Helper()
 	f := newField(t)
 	n := &networks{field: f, gw: &gateway{pod: f.outside("gateway"), to: map[string]netip.AddrPort{}}}
 	behind := fmt.Sprintf(`networkGateway: {destination: "two/%s", hboneMtlsPort: 15008}`, n.gw.IP4)
@@ -127,14 +136,17 @@ func newNetworks(t *testing.T) *networks {
   - - - serviceAccounts: [{namespace: default, serviceAccount: client}]
 `)
 	n.server.listen(t, 7000, echo)
-	n.gw.terminate(t, n.gw.handle)
 	wp.terminate(t, answerAuthority)
 	n.gw.to["echo.default.svc.cluster.local:80"] = netip.AddrPortFrom(n.server.IP4, mesh.PortHBONE)
 	n.gw.to["echo.default.svc.cluster.local:81"] = n.gw.to["echo.default.svc.cluster.local:80"]
 	n.gw.to["shop.default.svc.cluster.local:80"] = netip.AddrPortFrom(wp.IP4, mesh.PortHBONE)
-	n.z1 = f.ztunnel("node-1", f.agent("node-1", n.client), nil, "NETWORK=one")
-	n.z2 = f.ztunnel("node-2", f.agent("node-2", n.server), nil, "NETWORK=two")
 	return n
+}
+
+func (n *networks) start() {
+	n.t.Helper()
+	n.z1 = n.ztunnel("node-1", n.agent("node-1", n.client), nil, "NETWORK=one")
+	n.z2 = n.ztunnel("node-2", n.agent("node-2", n.server), nil, "NETWORK=two")
 }
 
 // answerAuthority writes what was asked for, and by whom, and ends.
