@@ -68,6 +68,10 @@ const (
 	joinRetry    = 30 * time.Millisecond
 	joinRetryMax = time.Second
 	defaultGrace = 30 * time.Second
+	// signalAfter is the time from a pod's deletion to SIGTERM. A real kubelet hears
+	// of the deletion when everybody who watches does, and then asks the container
+	// runtime; here it is told directly, and would overtake all of them.
+	signalAfter = 100 * time.Millisecond
 )
 
 // Kubelet runs one pod.
@@ -271,10 +275,22 @@ func (k *Kubelet) attend(ctx, stopping context.Context, p *pod.Process) {
 			break
 		}
 		stop := context.AfterFunc(ctx, p.Kill)
+		k.linger(ctx, p)
 		p.Terminate(k.grace())
 		stop()
 	}
 	cancel()
+}
+
+// linger waits for signalAfter, or until the process or ctx has ended.
+func (k *Kubelet) linger(ctx context.Context, p *pod.Process) {
+	t := time.NewTimer(signalAfter)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-p.Done():
+	case <-ctx.Done():
+	}
 }
 
 func (k *Kubelet) grace() time.Duration {
