@@ -55,6 +55,7 @@ type Revocations struct {
 	mu      sync.RWMutex
 	lists   map[string][]*revocationList // by the issuer's name, DER
 	content [sha256.Size]byte            // of the file that lists came from
+	failure string                       // of the last attempt to read it
 	// issuers are the CAs of the paths that were verified, by their names: of an
 	// open connection only the presented chain is known, which lacks the root.
 	issuers map[string][]*x509.Certificate
@@ -86,18 +87,35 @@ func (r *Revocations) Load() error {
 	text, err := os.ReadFile(r.cfg.Path)
 	if err == nil {
 		if r.has(sha256.Sum256(text)) {
+			r.isNews(nil)
 			return nil
 		}
 		err = r.take(text)
 	}
 	if err != nil {
 		err = fmt.Errorf("load revocation lists %s: %w", r.cfg.Path, err)
+	}
+	if r.isNews(err) {
 		r.cfg.Log.Error("revocation lists not loaded, the last good ones stay in force", "path", r.cfg.Path, "error", err)
 	}
 	if r.cfg.Loaded != nil {
 		r.cfg.Loaded(r.count(), err)
 	}
 	return err
+}
+
+// isNews notes how an attempt ended and reports whether it is a failure of another
+// kind than the attempt before: one that lasts is logged once.
+func (r *Revocations) isNews(err error) bool {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.failure
+	r.failure = text
+	return text != "" && text != before
 }
 
 func (r *Revocations) has(content [sha256.Size]byte) bool {

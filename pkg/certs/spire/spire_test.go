@@ -167,7 +167,7 @@ func TestReasons(t *testing.T) {
 		"no entry":      {func(a *fakeAgent) { a.bundles = bundles }, "SPIRE has no entry for it"},
 		"another's":     {func(a *fakeAgent) { a.bundles, a.entries = bundles, []entry{misnamed} }, "are for spiffe://home.test/ns/shop/sa/till"},
 		"no delegate":   {func(a *fakeAgent) { a.denied = true }, "authorized_delegates"},
-		"other bundles": {func(a *fakeAgent) { a.bundles, a.entries = map[string][]byte{}, []entry{home.entry("cart", time.Hour)} }, "0 roots"},
+		"other bundles": {func(a *fakeAgent) { a.bundles, a.entries = map[string][]byte{}, []entry{home.entry("cart", time.Hour)} }, "0 roots for its trust domain"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -206,7 +206,7 @@ func (i *Issuer) makeLocked(st *stream) *certs.SVID {
 	roots, federated := trust(st.id, m.federates, known)
 	svid, err := certs.NewSVID(st.id, m.key, m.chain, roots, federated)
 	if err != nil {
-		st.bad = fmt.Errorf("certificate from SPIRE: %w", err)
+		st.bad = fmt.Errorf("certificate from SPIRE, with %d roots for its trust domain: %w", len(roots), err)
 		st.tellLocked()
 		return nil
 	}
