@@ -169,9 +169,9 @@ func TestNewConnectionWaitsForPolicy(t *testing.T) {
 func TestOwnWorkloadIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuarded(t)
-		g.info.Name = "db-1"
+		unknown := &Pod{node: g.node, info: mesh.PodInfo{Name: "db-1", Namespace: "shop", ServiceAccount: "db"}}
 		began := time.Now()
-		_, err := g.workload(t.Context())
+		_, err := unknown.workload(t.Context())
 		if reason.Of(err) != reason.UnknownSource || time.Since(began) != learnTimeout {
 			t.Errorf("%v after %s", err, time.Since(began))
 		}
