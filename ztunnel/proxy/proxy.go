@@ -114,6 +114,7 @@ type Node struct {
 	Log      *slog.Logger
 
 	sources  sources
+	abuse    abuse
 	suspects suspects
 	flights  flights
 
@@ -176,7 +177,8 @@ func (n *Node) NewPod(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) *Pod {
 		Budget:    n.Budget,
 		Log:       n.Log,
 		ConnError: p.refusedTunnel,
-		Abused:    n.Observed.abused,
+		Gate:      n.abuse.handshakes(),
+		Abused:    p.abused,
 	})
 	return p
 }

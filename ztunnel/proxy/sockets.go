@@ -31,8 +31,8 @@ type sockets struct {
 func (p *Pod) key() handover.Key { return handover.Key{Pod: p.uid, Namespace: p.ns.ID().String()} }
 
 // stored reports whether the pod's sockets are worth keeping. Those of ztunnel
-// itself lead to its own metrics, which no application waits for.
-func (p *Pod) stored() bool { return p.own.IsZero() && len(p.node.Store) > 0 }
+// itself, a pod without UID, lead to its own metrics, which no application waits for.
+func (p *Pod) stored() bool { return p.uid != "" && len(p.node.Store) > 0 }
 
 // takeSockets asks the store for the pod's sockets.
 func (p *Pod) takeSockets() {
