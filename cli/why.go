@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -204,6 +205,28 @@ func (m meshOf) Ask(ctx context.Context, node string, q why.Question) (a why.Ans
 		return a, fmt.Errorf("ask the ztunnel of %s: %w", node, err)
 	}
 	return a, json.Unmarshal(answer, &a)
+}
+
+// Held implements explain.Mesh.
+func (m meshOf) Held(ctx context.Context, p why.Pod, identity string) string {
+	var dump struct {
+		Certificates []heldCert `json:"certificates"`
+	}
+	answer, err := m.client.Admin(ctx, p.String(), http.MethodGet, "/config_dump", nil)
+	if err != nil || json.Unmarshal(answer, &dump) != nil {
+		return ""
+	}
+	for _, c := range dump.Certificates {
+		if c.Identity != identity {
+			continue
+		}
+		state, _, _ := strings.Cut(c.State, "\n")
+		if len(c.CertChain) > 0 {
+			state += ", valid until " + c.CertChain[0].ExpirationTime.UTC().Format(time.RFC3339)
+		}
+		return state
+	}
+	return "not held"
 }
 
 // Listens implements explain.Mesh.

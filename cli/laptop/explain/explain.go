@@ -24,6 +24,9 @@ type Mesh interface {
 	// Listens reports whether a pod's program listens on a port; known is false
 	// when nobody can tell.
 	Listens(pod why.Pod, port uint16) (listens, known bool)
+	// Held tells the state of the certificate that a waypoint holds for an identity;
+	// "" when nobody can tell.
+	Held(ctx context.Context, waypoint why.Pod, identity string) string
 }
 
 // Verdicts.
@@ -156,6 +159,9 @@ func (w *walk) waypoint(ctx context.Context, way why.Way, share float64, dst net
 	if err != nil {
 		w.unknown(title, way, share, err)
 		return
+	}
+	if state := w.mesh.Held(ctx, pod, way.Workload.Identity); state != "" {
+		a.Steps = append([]why.Step{{What: "certificate", Subject: way.Workload.Identity, Result: state}}, a.Steps...)
 	}
 	w.leave(ctx, a, title, share, dst, true)
 }

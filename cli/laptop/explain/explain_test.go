@@ -37,6 +37,11 @@ func (m *told) Listens(p why.Pod, port uint16) (bool, bool) {
 	return !slices.Contains(m.deaf, p.String()), true
 }
 
+func (m *told) Held(_ context.Context, p why.Pod, identity string) string {
+	m.asked = append(m.asked, "certificate of "+p.String())
+	return "Available"
+}
+
 const front = "spiffe://td/ns/shop/sa/front"
 
 func way(node, pod string, share float64) why.Way {
@@ -94,6 +99,9 @@ func TestFollow(t *testing.T) {
 			}
 			if x.Verdict != c.verdict || len(x.Hops) != c.hops || x.Policy != c.policy || x.Reason != c.reason || !strings.Contains(strings.Join(x.Change, "|"), c.change) {
 				t.Errorf("asked %q, got %+v", m.asked, x)
+			}
+			if x.L7 != "" && x.Hops[1].Steps[0].Result != "Available" {
+				t.Errorf("the waypoint's certificate is not told: %+v", x.Hops[1])
 			}
 			if x.Verdict != Unknown && (x.Verdict == Allowed) != (x.Error == "") {
 				t.Errorf("verdict %s with error %q", x.Verdict, x.Error)
