@@ -76,10 +76,10 @@ type Status struct {
 	// ztunnel that drains tells it every second, others when they change state.
 	Open  int       `json:"open"`
 	Until time.Time `json:"until,omitzero"` // when what is open will be cut off
-	// Contact is when the control plane was last heard of, by this process or by
-	// the one before it; zero = never. Away says that it is not heard of now.
-	Contact  time.Time `json:"contact,omitzero"`
+	// Away says that there is no control plane at present, and Contact when it was
+	// last heard of, by this process or by the one before it; zero = never.
 	Away     bool      `json:"away,omitempty"`
+	Contact  time.Time `json:"contact,omitzero"`
 	Restored bool      `json:"restored,omitempty"` // what it knows is from its predecessor
 }
 

@@ -77,11 +77,8 @@ func (a *App) attach() {
 	a.restore()
 }
 
-// status is how this ztunnel is. Its fields but wake belong to the goroutine of
-// track, and to leave before that sees serving end.
-type status struct {
-	wake chan struct{}
-}
+// status wakes report when there may be something new.
+type status struct{ wake chan struct{} }
 
 func (s *status) poke() {
 	select {
@@ -113,12 +110,8 @@ func (a *App) report(ctx context.Context) error {
 	}
 }
 
-// differs reports whether people should see now instead of was. While there is a
-// control plane the time of the last contact is every moment.
+// differs reports whether people should see now instead of was.
 func differs(was, now handover.Status) bool {
-	if !was.Away && !now.Away {
-		was.Contact, now.Contact = time.Time{}, time.Time{}
-	}
 	if now.State == handover.Serving {
 		was.Open, now.Open = 0, 0
 	}
@@ -127,9 +120,11 @@ func differs(was, now handover.Status) bool {
 
 // Status returns how this ztunnel is.
 func (a *App) Status() handover.Status {
-	s := handover.Status{State: a.state(), Open: a.pods.Open(), Contact: a.heard()}
+	s := handover.Status{State: a.state(), Open: a.pods.Open()}
 	if a.xds != nil {
-		s.Away = a.xds.Away() > 0
+		if s.Away = a.xds.Away() > 0; s.Away {
+			s.Contact = a.heard()
+		}
 		s.Restored = a.restored.Load() != nil && !isClosed(a.xds.FirstSnapshot())
 	}
 	if until := a.until.Load(); until != nil {
