@@ -267,6 +267,7 @@ func (a *App) addParts(g *run.Group) {
 	a.addIdentity(g)
 	g.Add("metrics series", a.tcp.Run)
 	g.Add("policy", a.node.Recheck)
+	g.Add("memory", tendMemory)
 	for _, s := range a.stores {
 		g.Add("store of sockets", s.Run)
 	}
