@@ -34,11 +34,17 @@ demo: have-root build ## two nodes, a shop, and what the mesh does, shown on rea
 test: have-root have-go ## every test, with the race detector
 	$(GO) test -race -timeout 9m ./...
 
+.PHONY: test-spire
+test-spire: have-root have-go build ## a real SPIRE gives the identities (builds SPIRE into .tools once: minutes)
+	@dir=$$(integration/spire/build.sh .tools/spire) && \
+	  CULVERT_SPIRE=$$dir CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags spire -run '^TestSPIRE$$' ./integration
+
 .PHONY: lint
 lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated code current
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags spire ./integration
 	$(STATICCHECK) ./...
 	$(GO) test -count=1 .
 	@$(MAKE) --no-print-directory generate
