@@ -68,7 +68,7 @@ func (s *stream) creditStream(n int) {
 	if s.eof {
 		return
 	}
-	more := s.window.consume(n, s.c.roundTrip(), s.c.budget)
+	more := s.window.consume(n, s.c.shortest(), s.c.budget)
 	if more == 0 {
 		return
 	}

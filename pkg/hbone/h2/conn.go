@@ -57,6 +57,7 @@ type conn struct {
 
 	closed chan struct{} // closed when the transport is
 	rtt    atomic.Int64  // smoothed round trip, ns; 0 while unknown
+	rttMin atomic.Int64  // the shortest that rtt has been
 
 	serverSide
 	readState // owned by the reader

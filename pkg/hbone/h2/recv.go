@@ -173,7 +173,7 @@ func (c *conn) wasReset(id uint32) bool {
 func (c *conn) creditConn(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if more := c.window.consume(n, c.roundTrip(), c.budget); more > 0 {
+	if more := c.window.consume(n, c.shortest(), c.budget); more > 0 {
 		c.ctl = appendWindowUpdate(c.ctl, 0, more)
 	}
 }

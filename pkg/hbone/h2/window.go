@@ -8,7 +8,9 @@ import (
 
 // recvWindow is what a peer may still send us, on a stream or on the whole
 // connection. It grows while a window's worth of bytes passes in less than two
-// round trips, for then it is the window that limits the sender.
+// round trips, for then it is the window that limits the sender. The round trip is
+// the shortest that was seen: one that includes what queues on the way would let
+// windows grow with the queues that they make, and every request wait behind them.
 type recvWindow struct {
 	size   int       // what the peer may have in flight
 	max    int       // what size may grow to
@@ -74,4 +76,14 @@ func (w *recvWindow) reserve(budget *hbone.Budget) {
 func (w *recvWindow) release(budget *hbone.Budget) {
 	budget.Give(int64(w.grown))
 	w.grown = 0
+}
+
+// shortest returns the shortest round trip so far; 0 while none is known.
+func (c *conn) shortest() time.Duration {
+	rtt, least := c.rtt.Load(), c.rttMin.Load()
+	if rtt != 0 && (least == 0 || rtt < least) {
+		c.rttMin.Store(rtt) // of two callers at once either is good enough
+		least = rtt
+	}
+	return time.Duration(least)
 }

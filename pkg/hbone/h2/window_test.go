@@ -62,6 +62,18 @@ func TestWindowWithoutRoundTrip(t *testing.T) {
 	}
 }
 
+// What queues on the way does not count as distance.
+func TestShortestRoundTrip(t *testing.T) {
+	t.Parallel()
+	var c conn
+	for _, step := range []struct{ rtt, want time.Duration }{{0, 0}, {300, 300}, {9000, 300}, {200, 200}, {5000, 200}} {
+		c.rtt.Store(int64(step.rtt))
+		if got := c.shortest(); got != step.want {
+			t.Errorf("with a round trip of %v now: %v, want %v", step.rtt, got, step.want)
+		}
+	}
+}
+
 // A connection on which streams queue for long is passed over, and another is
 // worth having until there are a few.
 func TestChooseAvoidsSlow(t *testing.T) {
