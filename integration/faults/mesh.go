@@ -213,16 +213,19 @@ func (m *Mesh) AwaitReady(ctx context.Context) error {
 	})
 }
 
-// Log returns what culvert log has to say of failures, for people.
+// Log returns what the ztunnels logged of failed connections, the newest lines.
 func (m *Mesh) Log() string {
-	out, _ := exec.Command(m.culvert, "log", "--name", m.Name).CombinedOutput()
+	out, err := exec.Command(m.culvert, "log", "--name", m.Name).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
 	var lines []string
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "error") || strings.Contains(line, "!") {
+		if strings.Contains(line, "fail") || strings.Contains(line, "error") {
 			lines = append(lines, line)
 		}
 	}
-	return strings.Join(lines, "")
+	return strings.Join(lines[max(0, len(lines)-100):], "")
 }
 
 // sleep waits; it reports whether ctx still goes on.
