@@ -27,6 +27,7 @@ import (
 	"log/slog"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/redirect"
+	"github.com/culvert-mesh/culvert/pkg/admin"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 	"github.com/culvert-mesh/culvert/pkg/metrics"
 	"github.com/culvert-mesh/culvert/pkg/run"
@@ -45,11 +46,11 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 		if err != nil {
 			return fmt.Errorf("log level: %w", err)
 		}
-		return serve(ctx, cfg, slog.New(logging.NewHandler(w, cfg.LogFormat, levels)))
+		return serve(ctx, cfg, slog.New(logging.NewHandler(w, cfg.LogFormat, levels)), levels)
 	})
 }
 
-func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
+func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Levels) error {
 	if err := redirect.SelfTest(); err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	a := New(cfg, parts)
 	registry.MustRegister(heldSockets(a.store))
-	h := &server{agent: a, metrics: metrics.Handler(registry)}
+	h := &server{agent: a, metrics: metrics.Handler(registry), logging: admin.LevelPage{Levels: levels, Log: log}}
 	g.Add("agent", a.Run)
 	g.Add("http", h.runUnix)
 	if cfg.AdminListen.IsValid() {

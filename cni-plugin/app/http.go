@@ -27,6 +27,7 @@ import (
 type server struct {
 	agent   *Agent
 	metrics http.Handler
+	logging http.Handler // log levels; nil = not served
 }
 
 // addRequest is what a CNI plugin sends when a pod's namespace is ready.
@@ -61,6 +62,9 @@ func (s *server) local() http.Handler {
 	mux.Handle("/", s.public())
 	mux.HandleFunc("POST /cmdadd", s.cmdAdd)
 	mux.HandleFunc("POST /cmddel", s.cmdDel)
+	if s.logging != nil {
+		mux.Handle("/logging", s.logging)
+	}
 	return mux
 }
 
