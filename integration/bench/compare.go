@@ -102,6 +102,10 @@ func (b *bench) run(ctx context.Context) error {
 	return b.measureStalled(ctx)
 }
 
+// relayIdle is how many idle connections a relay is asked to hold: each costs it six
+// descriptors, of the pipes too.
+const relayIdle = 2000
+
 // measureMemory comes first: what a load leaves behind in a heap would hide what
 // an idle connection costs.
 func (b *bench) measureMemory(ctx context.Context) error {
@@ -110,11 +114,15 @@ func (b *bench) measureMemory(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		idle, err := p.measureHeld(ctx, loadIdle, b.idle)
+		conns := b.idle
+		if p.ztunnel == "" {
+			conns = min(conns, relayIdle)
+		}
+		idle, err := p.measureHeld(ctx, loadIdle, conns)
 		if err != nil {
 			return err
 		}
-		b.mem[p.name] = memory{rest: rest, idle: idle}
+		b.mem[p.name] = memory{rest: rest, idle: idle, conns: conns}
 	}
 	return nil
 }

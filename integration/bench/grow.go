@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -60,7 +61,10 @@ type grown struct {
 // grow measures new connections in a mesh of each size. The meshes of one
 // comparison are up together and take turns.
 func (b *bench) grow(ctx context.Context, dir string) (grown, error) {
-	g := grown{stages: b.growth.stages(), samples: map[string][]sample{}}
+	g := grown{samples: map[string][]sample{}}
+	if strings.Contains(connecting.name, b.only) {
+		g.stages = b.growth.stages()
+	}
 	for rest := g.stages; len(rest) > 0; {
 		n := 1
 		for n < len(rest) && rest[n].base != "" {

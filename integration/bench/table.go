@@ -72,6 +72,8 @@ type memory struct {
 	rest uint64 // after start
 	idle uint64 // with the idle connections open, before any other load
 
+	conns int // idle connections
+
 	before, stalled uint64 // before and while stalled connections are open
 }
 
@@ -99,7 +101,7 @@ func printTable(w io.Writer, paths []string, runs []scenario, samples map[string
 	rest, each := make([]float64, len(paths)), make([]float64, len(paths))
 	for i, p := range paths {
 		rest[i] = float64(mem[p].rest) / 2 / 1e6
-		each[i] = (float64(mem[p].idle) - float64(mem[p].rest)) / 2 / float64(idle) / 1e3
+		each[i] = (float64(mem[p].idle) - float64(mem[p].rest)) / 2 / float64(max(1, mem[p].conns)) / 1e3
 	}
 	printRow(tw, "memory", "at rest, MB per proxy", rest)
 	printRow(tw, "memory", fmt.Sprintf("kB per idle connection per proxy, %d open", idle), each)
