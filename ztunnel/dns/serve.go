@@ -30,7 +30,6 @@ type UDP struct {
 	}
 	local    netip.AddrPort
 	stopping atomic.Bool
-	shared   atomic.Bool
 }
 
 // NewUDP wraps a socket that is bound to one address.
@@ -45,17 +44,23 @@ func NewUDP(c *net.UDPConn) (*UDP, error) {
 // Conn returns the socket, for whoever hands it on.
 func (u *UDP) Conn() *net.UDPConn { return u.conn }
 
-// Stop makes ServeUDP return. A successor that has a socket of its own on the
+// Stop makes ServeUDP return, soon. A successor that has a socket of its own on the
 // address gets every later datagram, and those that have arrived here are still
 // answered. With shared the successor has this very socket, and gets them too.
 func (u *UDP) Stop(shared bool) {
-	u.shared.Store(shared)
-	u.stopping.Store(true)
+	end := time.Unix(1, 0)
 	if !shared {
 		u.retire()
+		end = time.Now().Add(lingerTime)
 	}
-	u.conn.SetReadDeadline(time.Unix(1, 0)) // wakes ServeUDP
+	u.stopping.Store(true) // not before: what arrives until then is this socket's
+	u.conn.SetReadDeadline(end)
 }
+
+// lingerTime is how long a retired socket is read on: the kernel may have picked it
+// for a datagram that it has not put there yet, and on a busy machine 20 ms were
+// seen to be too short for that.
+const lingerTime = 500 * time.Millisecond
 
 // retire takes the socket out of its SO_REUSEPORT group without closing it: to one
 // that is connected the kernel gives only datagrams of its peer, which here is a
@@ -89,9 +94,12 @@ func (s *Server) ServeUDP(u *UDP) error {
 				return err
 			}, func() {})
 			buffers.Put(buf)
-		case errors.Is(err, net.ErrClosed), errors.Is(err, errStopped):
+		case errors.Is(err, net.ErrClosed):
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			if u.stopping.Load() {
+				return nil
+			}
 		default:
 			if s.life.Err() != nil {
 				return nil
@@ -107,8 +115,6 @@ func (s *Server) ServeUDP(u *UDP) error {
 // receivePause keeps a socket that fails from spinning.
 const receivePause = 5 * time.Millisecond
 
-var errStopped = errors.New("stopped")
-
 // receive waits for a datagram. The buffer is the caller's to give back; while
 // nothing has come there is none.
 func (u *UDP) receive() (buf *[maxMessage]byte, n int, client netip.AddrPort, err error) {
@@ -122,21 +128,8 @@ func (u *UDP) receive() (buf *[maxMessage]byte, n int, client netip.AddrPort, er
 		buffers.Put(buf)
 		return err != unix.EAGAIN
 	}
-	switch {
-	case !u.stopping.Load():
-		if rerr := u.raw.Read(take); rerr != nil {
-			return nil, 0, client, rerr
-		}
-	case u.shared.Load():
-		return nil, 0, client, errStopped
-	default:
-		c, cerr := u.conn.SyscallConn()
-		if cerr == nil {
-			cerr = c.Control(func(fd uintptr) { take(fd) })
-		}
-		if cerr != nil || err == unix.EAGAIN {
-			return nil, 0, client, errStopped
-		}
+	if rerr := u.raw.Read(take); rerr != nil {
+		return nil, 0, client, rerr
 	}
 	if err != nil {
 		return nil, 0, client, os.NewSyscallError("recvfrom", err)

@@ -40,7 +40,7 @@ func TestSuccessor(t *testing.T) {
 			for range 4 {
 				wg.Go(func() { askFor(t, ctx, at, &answered) })
 			}
-			for range 20 {
+			for range 5 {
 				n := answered.Load()
 				until(t, "more answers", func() bool { return answered.Load() > n+20 })
 				c := first
