@@ -31,8 +31,8 @@ type ListenOptions struct {
 type DialOptions struct {
 	Mark uint32 // SO_MARK
 	// Source, when valid, is the address that the connection comes from. It need
-	// not be local: IP_TRANSPARENT, IP_FREEBIND and IP_BIND_ADDRESS_NO_PORT are
-	// set, so a port is chosen per (source, destination) and not per source.
+	// not be local: IP_TRANSPARENT and IP_BIND_ADDRESS_NO_PORT are set, so a port
+	// is chosen per (source, destination) and not per source.
 	Source netip.Addr
 	// KeepAlive replaces 180 s / 180 s / 9 probes when its Enable is set.
 	KeepAlive net.KeepAliveConfig
@@ -126,13 +126,14 @@ func (n *NS) dial(ctx context.Context, addr netip.AddrPort, opt DialOptions) (*n
 		unix.Close(fd)
 		return nil, err
 	}
-	if err := unix.Connect(fd, sockaddr(addr)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+	to := sockaddr(addr)
+	if err := unix.Connect(fd, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", err)
 	}
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
-	if err := awaitConnected(ctx, f); err != nil {
+	if err := awaitConnected(ctx, f, to); err != nil {
 		return nil, err
 	}
 	return connOf(f, opt)
@@ -152,12 +153,10 @@ func prepare(fd int, to netip.Addr, opt DialOptions) error {
 	}
 	opts := []sockopt{
 		{unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT"},
-		{unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND"},
 		{unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, "IP_BIND_ADDRESS_NO_PORT"},
 	}
 	if src.Is6() {
 		opts[0] = sockopt{unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT"}
-		opts[1] = sockopt{unix.SOL_IPV6, unix.IPV6_FREEBIND, "IPV6_FREEBIND"}
 	}
 	if err := enable(fd, opts...); err != nil {
 		return err
@@ -166,7 +165,7 @@ func prepare(fd int, to netip.Addr, opt DialOptions) error {
 }
 
 // awaitConnected waits on the poller until the handshake is over.
-func awaitConnected(ctx context.Context, f *os.File) error {
+func awaitConnected(ctx context.Context, f *os.File, to unix.Sockaddr) error {
 	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw, err := f.SyscallConn()
@@ -175,7 +174,7 @@ func awaitConnected(ctx context.Context, f *os.File) error {
 	}
 	var result error
 	err = raw.Write(func(fd uintptr) bool {
-		done, err := handshake(int(fd))
+		done, err := handshake(int(fd), to)
 		result = err
 		return done
 	})
@@ -188,17 +187,17 @@ func awaitConnected(ctx context.Context, f *os.File) error {
 	return result
 }
 
-// handshake reports whether the handshake is over, and its error.
-func handshake(fd int) (done bool, err error) {
-	soerr, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return true, os.NewSyscallError("getsockopt", err)
+// handshake reports whether the handshake is over, and its error. A second
+// connect(2) tells both in one call.
+func handshake(fd int, to unix.Sockaddr) (done bool, err error) {
+	err = unix.Connect(fd, to)
+	switch err {
+	case nil, unix.EISCONN:
+		return true, nil
+	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
+		return false, nil
 	}
-	if soerr != 0 {
-		return true, os.NewSyscallError("connect", unix.Errno(soerr))
-	}
-	_, err = unix.Getpeername(fd)
-	return err == nil, nil
+	return true, os.NewSyscallError("connect", err)
 }
 
 func connOf(f *os.File, opt DialOptions) (*net.TCPConn, error) {
