@@ -50,6 +50,7 @@ var All = []Fault{
 	{Name: "ztunnel upgrades", Do: repeat(Size.times, upgrade)},
 	{Name: "ztunnel kill -9 at the peers", Do: repeat(Size.times, kill(peerZtunnel)), Breaks: true},
 	{Name: "ztunnel kill -9 at the client", Do: repeat(Size.times, kill(clientZtunnel)), Breaks: true},
+	{Name: "ztunnel kill -9, control plane away", Do: repeat(Size.times, without(controlPlane, kill(peerZtunnel))), Breaks: true},
 	{Name: "control plane away", Do: keepDead(controlPlane)},
 	{Name: "control plane frozen", Do: freeze(controlPlane)},
 	{Name: "peer ztunnel frozen", Do: freeze(peerZtunnel)},
@@ -130,17 +131,50 @@ func keepDead(name string) func(context.Context, *Mesh, Size) error {
 		if !sleep(ctx, s.Rest) {
 			return context.Cause(ctx)
 		}
-		for end := time.Now().Add(s.Away); time.Now().Before(end); {
-			if _, err := m.Signal(ctx, name, syscall.SIGKILL); err != nil && !errors.Is(err, errNotThere) {
-				return err
-			}
-			sleep(ctx, 10*time.Millisecond)
+		away, back := context.WithTimeout(ctx, s.Away)
+		defer back()
+		if err := m.killAgain(away, name); err != nil {
+			return err
 		}
 		if err := m.AwaitReady(ctx); err != nil {
 			return err
 		}
 		sleep(ctx, s.Rest)
 		return nil
+	}
+}
+
+// killAgain kills a component as often as it comes back, until ctx ends.
+func (m *Mesh) killAgain(ctx context.Context, name string) error {
+	for ctx.Err() == nil {
+		if _, err := m.Signal(ctx, name, syscall.SIGKILL); err != nil && !errors.Is(err, errNotThere) && ctx.Err() == nil {
+			return err
+		}
+		sleep(ctx, 10*time.Millisecond)
+	}
+	return nil
+}
+
+// without does an action while a component is kept dead.
+func without(name string, do action) action {
+	return func(ctx context.Context, m *Mesh) error {
+		away, back := context.WithCancel(ctx)
+		defer back()
+		kept := make(chan error, 1)
+		go func() { kept <- m.killAgain(away, name) }()
+		err := m.Await(ctx, name+" is away", func(st *laptop.Status) bool {
+			for _, c := range st.Components {
+				if c.Name == name {
+					return c.State != supervise.Ready
+				}
+			}
+			return false
+		})
+		if err == nil {
+			err = do(ctx, m)
+		}
+		back()
+		return errors.Join(err, <-kept)
 	}
 }
 
