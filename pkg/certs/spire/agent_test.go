@@ -36,7 +36,8 @@ type fakeAgent struct {
 	entries []entry
 	bundles map[string][]byte
 	denied  bool
-	streams int // open now, of identities
+	mute    bool // no bundles are sent
+	streams int  // open now, of identities
 }
 
 type entry struct {
@@ -151,7 +152,7 @@ func (e entry) wire(t *testing.T) *delegated.X509SVIDWithKey {
 func (a *fakeAgent) SubscribeToX509Bundles(_ *delegated.SubscribeToX509BundlesRequest, s delegated.DelegatedIdentity_SubscribeToX509BundlesServer) error {
 	for {
 		a.mu.Lock()
-		changed, denied := a.changed, a.denied
+		changed, denied, mute := a.changed, a.denied, a.mute
 		resp := &delegated.SubscribeToX509BundlesResponse{CaCertificates: make(map[string][]byte)}
 		for td, der := range a.bundles {
 			resp.CaCertificates["spiffe://"+td] = der
@@ -160,8 +161,10 @@ func (a *fakeAgent) SubscribeToX509Bundles(_ *delegated.SubscribeToX509BundlesRe
 		if denied {
 			return status.Error(codes.PermissionDenied, "caller not configured as an authorized delegate")
 		}
-		if err := s.Send(resp); err != nil {
-			return err
+		if !mute {
+			if err := s.Send(resp); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-changed:

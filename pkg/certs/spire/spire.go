@@ -79,8 +79,8 @@ type stream struct {
 	svid *certs.SVID // made of it
 	bad  error       // why none could be made of it
 	err  error       // why the agent has sent nothing newer
-	told chan struct{}
-	once bool // told is closed: there is a first outcome
+
+	changed chan struct{} // closed and replaced at a change
 }
 
 // New returns an Issuer that connects at the first need.
@@ -146,31 +146,46 @@ func (i *Issuer) Close() error {
 	return i.conn.Close()
 }
 
-// Issue implements certs.Issuer. It begins the stream of id, waits for the first
+// Issue implements certs.Issuer. It begins the stream of id, waits for a first
 // outcome and returns what the latest is. Errors carry reason.NoCertificate.
 func (i *Issuer) Issue(ctx context.Context, id mesh.Identity) (*certs.SVID, error) {
 	st, err := i.stream(id)
 	if err != nil {
 		return nil, noCertificate(id, err)
 	}
-	select {
-	case <-st.told:
-	case <-ctx.Done():
-		return nil, noCertificate(id, i.waitingFor(ctx))
+	for {
+		i.mu.Lock()
+		svid, err, known := st.outcome(time.Now())
+		changed := st.changed
+		i.mu.Unlock()
+		switch {
+		case known && err != nil:
+			return nil, noCertificate(id, err)
+		case known:
+			return svid, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, noCertificate(id, i.waitingFor(ctx))
+		}
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	switch now := time.Now(); {
+}
+
+// outcome returns the certificate, or why there is none; known is false as long as
+// the agent has not told enough to say. Issuer.mu is held.
+func (st *stream) outcome(now time.Time) (svid *certs.SVID, err error, known bool) {
+	switch {
 	case st.svid != nil && now.Before(st.svid.NotAfter):
-		return st.svid, nil
+		return st.svid, nil, true
 	case st.err != nil:
-		return nil, noCertificate(id, st.err)
+		return nil, st.err, true
 	case st.bad != nil:
-		return nil, noCertificate(id, st.bad)
-	default:
-		return nil, noCertificate(id, fmt.Errorf("the certificate ended at %s and SPIRE has sent no other",
-			st.svid.NotAfter.UTC().Format(time.RFC3339)))
+		return nil, st.bad, true
+	case st.svid != nil:
+		return nil, fmt.Errorf("the certificate ended at %s and SPIRE has sent no other", st.svid.NotAfter.UTC().Format(time.RFC3339)), true
 	}
+	return nil, nil, false
 }
 
 func noCertificate(id mesh.Identity, cause error) error {
@@ -197,7 +212,7 @@ func (i *Issuer) stream(id mesh.Identity) (*stream, error) {
 	if i.closed {
 		return nil, errors.New("stopped")
 	}
-	st := &stream{id: id, told: make(chan struct{})}
+	st := &stream{id: id, changed: make(chan struct{})}
 	var ctx context.Context
 	ctx, st.cancel = context.WithCancel(i.ctx)
 	i.streams[id] = st

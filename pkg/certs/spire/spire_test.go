@@ -279,3 +279,41 @@ func TestWithCache(t *testing.T) {
 	cache.Forget(id)
 	eventually(t, "the stream to end", func() bool { return a.open() == 0 })
 }
+
+// TestBundlesComeLate: an agent that has refused us, and then sends a certificate
+// before the bundles, leaves us without an outcome until they come.
+func TestBundlesComeLate(t *testing.T) {
+	t.Parallel()
+	a, home := newAgent(t), newDomain(t, "home.test")
+	a.set(func() { a.denied = true })
+	i, delivered := follow(t, Config{AdminSocket: a.socket})
+	id := home.id("cart")
+	if _, err := ask(t, i, id); err == nil {
+		t.Fatal("a certificate out of nothing")
+	}
+	e := home.entry("cart", time.Hour)
+	a.set(func() { a.denied, a.mute, a.entries = false, true, []entry{e} })
+	eventually(t, "the certificate", func() bool {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		return i.streams[id].got != nil
+	})
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(context.DeadlineExceeded)
+	if _, err := i.Issue(ctx, id); reason.Of(err) != reason.NoCertificate {
+		t.Errorf("before the bundles: %v", err)
+	}
+	waiting := make(chan error, 1)
+	go func() {
+		svid, err := i.Issue(context.Background(), id)
+		if err == nil && svid.Serial != e.svid.Serial {
+			err = context.Canceled
+		}
+		waiting <- err
+	}()
+	a.set(func() { a.mute, a.bundles = false, map[string][]byte{"home.test": home.roots()} })
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	until(t, delivered, func(s *certs.SVID) bool { return s.Serial == e.svid.Serial })
+}

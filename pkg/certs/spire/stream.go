@@ -239,11 +239,10 @@ func same(a, b *certs.SVID) bool {
 
 func equal(a, b []*x509.Certificate) bool { return slices.EqualFunc(a, b, (*x509.Certificate).Equal) }
 
+// tellLocked wakes those who wait for an outcome.
 func (st *stream) tellLocked() {
-	if !st.once {
-		st.once = true
-		close(st.told)
-	}
+	close(st.changed)
+	st.changed = make(chan struct{})
 }
 
 func (i *Issuer) deliver(made ...*certs.SVID) {
