@@ -23,7 +23,7 @@ type recvWindow struct {
 
 // jitter is what a window covers however short the round trip: the time that the
 // two ends' schedulers may take.
-const jitter = time.Millisecond
+const jitter = 2 * time.Millisecond
 
 func newRecvWindow(size, most int) recvWindow {
 	return recvWindow{size: size, max: most, avail: size}
