@@ -228,6 +228,7 @@ func successor(t *testing.T, f *field, z *ztunnel, client *pod, server *nameServ
 	}
 	wantMore(z, &good)
 	next := f.ztunnel("node-1", f.agent("node-1b", client), z.ns)
+	next.wantLog("pod is in the mesh.*default/client") // the old one's readiness is asked on the same port
 	wantMore(next, &good)
 	if err := z.stop(); err != nil {
 		t.Error(err)

@@ -17,11 +17,11 @@ import (
 // podDNS is the sockets on which a pod's programs are answered names. A nil one
 // is of a pod that is not.
 type podDNS struct {
-	pod     *Pod
-	server  *dns.Server
-	udp     []*dns.UDP
-	tcp     []*listener
-	serving sync.WaitGroup // of udp
+	pod    *Pod
+	server *dns.Server
+	udp    []*dns.UDP
+	tcp    []*listener
+	ended  chan struct{} // closed when nothing is received any more
 
 	once    sync.Once // opens tracker
 	tracker *netns.Tracker
@@ -34,7 +34,7 @@ func (p *Pod) listenDNS(ctx context.Context) error {
 	if p.node.DNS == nil || !p.own.IsZero() {
 		return nil
 	}
-	d := &podDNS{pod: p}
+	d := &podDNS{pod: p, ended: make(chan struct{})}
 	for _, at := range p.node.Settings.DNSAddrs {
 		err := d.listen(ctx, at)
 		switch {
@@ -117,13 +117,10 @@ func (d *podDNS) original(local, client netip.AddrPort) (netip.AddrPort, error) 
 // serveDNS answers until stop or close.
 func (p *Pod) serveDNS(ctx context.Context) error {
 	d := p.dns
+	defer close(d.ended)
 	var g run.Group
 	for _, u := range d.udp {
-		d.serving.Add(1)
-		g.Add("udp", func(context.Context) error {
-			defer d.serving.Done()
-			return d.server.ServeUDP(u)
-		})
+		g.Add("udp", func(context.Context) error { return d.server.ServeUDP(u) })
 	}
 	for _, l := range d.tcp {
 		g.Add("tcp", func(context.Context) error { return p.accept(l, d.serveConn) })
@@ -144,8 +141,9 @@ func (d *podDNS) stop() {
 	if d == nil {
 		return
 	}
+	shared := d.pod.stored() && d.pod.node.Store.Shared()
 	for _, u := range d.udp {
-		u.Stop(d.pod.stored())
+		u.Stop(shared)
 	}
 	for _, l := range d.tcp {
 		l.stop()
@@ -159,10 +157,10 @@ func (d *podDNS) drain(ctx context.Context) {
 	if d == nil {
 		return
 	}
-	for _, l := range d.tcp {
-		l.wait(ctx)
+	select {
+	case <-d.ended:
+	case <-ctx.Done():
 	}
-	d.serving.Wait()
 	d.server.Drain(ctx)
 	d.closeSockets()
 }
