@@ -105,6 +105,9 @@ func printTable(w io.Writer, paths []string, runs []scenario, samples map[string
 	}
 	printRow(tw, "memory", "at rest, MB per proxy", rest)
 	printRow(tw, "memory", fmt.Sprintf("kB per idle connection per proxy, %d open", idle), each)
+	if stalled == 0 {
+		return
+	}
 	for i, p := range paths {
 		each[i] = (float64(mem[p].stalled) - float64(mem[p].before)) / 2 / 1e6
 	}
