@@ -21,7 +21,7 @@ func TestAbuseLog(t *testing.T) {
 	if yes, silent := a.worthALine(now.Add(abuseLogEvery)); !yes || silent != 9 {
 		t.Errorf("a second later: %v, %d", yes, silent)
 	}
-	if a.handshakes() == nil || a.handshakes() != a.handshakes() {
+	if first := a.handshakes(); first == nil || a.handshakes() != first {
 		t.Error("the node has one gate")
 	}
 }
