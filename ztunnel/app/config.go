@@ -29,6 +29,7 @@ type Config struct {
 	PodNamespace   string       // ztunnel's own namespace
 	ServiceAccount string       // ztunnel's own service account
 	TrustDomain    string       // ztunnel's own
+	RootNamespace  string       // of policies for the whole mesh
 	InstanceIP     netip.Addr   // in the node id; 1.1.1.1 when not told
 	Cluster        mesh.Cluster // sent with every call to the control plane
 	ClusterDomain  string       // suffix of service names
@@ -161,6 +162,7 @@ func (c *Config) readIdentity(e *environ.Env) {
 	c.PodNamespace = e.Text("POD_NAMESPACE", "")
 	c.ServiceAccount = e.Text("SERVICE_ACCOUNT", "")
 	c.TrustDomain = e.Text("TRUST_DOMAIN", mesh.DefaultTrustDomain)
+	c.RootNamespace = e.Text("ROOT_NAMESPACE", "istio-system")
 	c.ClusterDomain = e.Text("CLUSTER_DOMAIN", mesh.DefaultClusterDomain)
 	c.Network = mesh.Network(e.Text("NETWORK", ""))
 	c.Cluster = mesh.Cluster(e.Text("CLUSTER_ID", string(mesh.DefaultCluster)))

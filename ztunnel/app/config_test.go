@@ -35,7 +35,7 @@ func TestConfigDefaults(t *testing.T) {
 	if c.Mark != 0x539 || !c.ReusePort || !c.IPv6 || c.OrigSrc != OrigSrcAuto || c.DrainTime != 5*time.Second {
 		t.Errorf("pod settings %+v", c)
 	}
-	if c.Cluster != "Kubernetes" || c.ClusterDomain != "cluster.local" || c.InstanceIP.String() != "1.1.1.1" {
+	if c.Cluster != "Kubernetes" || c.RootNamespace != "istio-system" || c.ClusterDomain != "cluster.local" || c.InstanceIP.String() != "1.1.1.1" {
 		t.Errorf("identity %+v", c)
 	}
 	if c.Token != (channel.Token{}) || c.XDS.Roots != channel.DefaultRoots {

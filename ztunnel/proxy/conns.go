@@ -176,10 +176,16 @@ func (n *Node) Recheck(ctx context.Context) error {
 // changes, 0 for never.
 func (p *Pod) recheck(now time.Time) time.Duration {
 	self := p.node.Mesh.WorkloadByInfo(p.info, p.node.Settings.NodeName)
-	if self == nil {
-		return 0 // its connections end when the pod's do
+	judged := self == nil
+	if judged {
+		if self = p.standIn.Load(); self == nil {
+			return 0 // its connections end when the pod's do
+		}
 	}
 	policies, missing := p.node.Mesh.PoliciesFor(self)
+	if judged {
+		policies = append(slices.Clip(policies), p.perhaps(self)...)
+	}
 
 	c := &p.conns
 	c.mu.Lock()
@@ -203,16 +209,21 @@ func (p *Pod) recheck(now time.Time) time.Duration {
 	if !overdue {
 		missing = nil
 	}
-	c.endDeniedLocked(policies, missing)
+	c.endDeniedLocked(func(as authz.Connection) authz.Verdict {
+		if judged {
+			return p.judge(self, as)
+		}
+		return authz.Allowed(policies, missing, as)
+	})
 	return again
 }
 
-func (c *conns) endDeniedLocked(policies []*mesh.Policy, missing []mesh.PolicyName) {
+func (c *conns) endDeniedLocked(judge func(authz.Connection) authz.Verdict) {
 	for l := range c.live {
 		if !l.authorized || l.ctx.Err() != nil {
 			continue
 		}
-		if v := authz.Allowed(policies, missing, l.as); !v.Allow {
+		if v := judge(l.as); !v.Allow {
 			l.end(reason.New(reason.PolicyChanged, "relay", "", v.Err()))
 		}
 	}

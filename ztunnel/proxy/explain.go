@@ -49,7 +49,7 @@ func (p *Pod) Deliver(ctx context.Context, a route.Arrival) (route.Delivery, err
 func (p *Pod) Explain(self *mesh.Workload, c authz.Connection) authz.Explanation {
 	policies, missing := p.node.Mesh.PoliciesFor(self)
 	if self == p.standIn.Load() {
-		policies = append(policies[:len(policies):len(policies)], p.node.Mesh.PoliciesIn(self.Namespace)...)
+		policies = append(policies[:len(policies):len(policies)], p.perhaps(self)...)
 	}
 	e := authz.Explain(policies, missing, c)
 	e.Verdict = p.evaluate(self, c)

@@ -21,7 +21,8 @@ import (
 // Of a provisional workload it is not known which policies select it by label.
 // Whatever the answer, it must not be let in where it would be refused: it is
 // judged by the policies of its namespace and of the mesh together with each of
-// those that might select it (judge).
+// those that might select it (judge). Those of the root namespace select by label
+// in every namespace.
 
 // Absence says how things stand without the control plane.
 type Absence interface {
@@ -117,11 +118,20 @@ func (p *Pod) addresses() []netip.Addr {
 func (p *Pod) judge(self *mesh.Workload, c authz.Connection) authz.Verdict {
 	general, missing := p.node.Mesh.PoliciesFor(self)
 	verdict := authz.Allowed(general, missing, c)
-	for _, perhaps := range p.node.Mesh.PoliciesIn(self.Namespace) {
+	for _, perhaps := range p.perhaps(self) {
 		if !verdict.Allow {
 			break
 		}
 		verdict = authz.Allowed(append(general[:len(general):len(general)], perhaps), missing, c)
 	}
 	return verdict
+}
+
+// perhaps returns the policies of which it is not known whether they select self.
+func (p *Pod) perhaps(self *mesh.Workload) []*mesh.Policy {
+	list := p.node.Mesh.PoliciesIn(self.Namespace)
+	if root := p.node.Settings.RootNamespace; root != self.Namespace {
+		list = append(list, p.node.Mesh.PoliciesIn(root)...)
+	}
+	return list
 }

@@ -36,7 +36,7 @@ func unknownPod(t *testing.T, a *absent) (*Pod, *workloads.Store) {
 	t.Cleanup(func() { ns.Close() })
 	store := workloads.New()
 	node := &Node{Mesh: store, Absence: a, Log: slog.New(slog.DiscardHandler),
-		Settings: Settings{NodeName: "n", Network: "net", Cluster: "c", TrustDomain: "cluster.local"}}
+		Settings: Settings{NodeName: "n", Network: "net", Cluster: "c", TrustDomain: "cluster.local", RootNamespace: "root"}}
 	return &Pod{node: node, info: dbInfo, ns: ns}, store
 }
 
@@ -122,6 +122,8 @@ func TestJudge(t *testing.T) {
 		{"one certainly allows friends, one may allow strangers", []*mesh.Policy{policy("a", "shop", general, mesh.Allow, friend), policy("b", "shop", selects, mesh.Allow, stranger)}, true, false},
 		{"one may deny strangers", []*mesh.Policy{policy("a", "shop", selects, mesh.Deny, stranger)}, true, false},
 		{"what may select in another namespace", []*mesh.Policy{policy("a", elsewhere, selects, mesh.Deny, friend, stranger)}, true, true},
+		{"one of the mesh's may deny strangers", []*mesh.Policy{policy("a", "root", selects, mesh.Deny, stranger)}, true, false},
+		{"one of the mesh's may allow friends only", []*mesh.Policy{policy("a", "root", selects, mesh.Allow, friend)}, true, false},
 		{"a general one denies strangers", []*mesh.Policy{policy("a", "shop", general, mesh.Deny, stranger)}, true, false},
 	} {
 		p, store := unknownPod(t, &absent{away: time.Minute, held: dbIdentity})
@@ -136,5 +138,34 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%s: %s allowed %v, want %v", c.what, id.ServiceAccount, v.Allow, want)
 			}
 		}
+	}
+}
+
+// TestJudgeAgain: what a policy that comes later would refuse ends also where the
+// workload is still unknown.
+func TestJudgeAgain(t *testing.T) {
+	t.Parallel()
+	p, store := unknownPod(t, &absent{away: time.Minute, held: dbIdentity})
+	self, err := p.workload(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(id mesh.Identity) *live {
+		l := p.conns.track(t.Context(), inbound)
+		conn := authz.Connection{Source: netip.MustParseAddr("10.0.0.9"), Identity: id, Destination: netip.MustParseAddrPort("10.0.0.7:80")}
+		if err := p.authorize(t.Context(), self, l, conn); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	a, b := open(friend), open(stranger)
+	p.recheck(time.Now())
+	if a.err() != nil || b.err() != nil {
+		t.Errorf("ended without a policy: %v, %v", a.err(), b.err())
+	}
+	store.Apply(workloads.Update{Policies: []*mesh.Policy{only("friends", mesh.ScopeWorkloadSelector, friend)}})
+	p.recheck(time.Now())
+	if a.err() != nil || reason.Of(b.err()) != reason.PolicyChanged {
+		t.Errorf("the friend's: %v, the stranger's: %v", a.err(), b.err())
 	}
 }

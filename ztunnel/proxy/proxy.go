@@ -72,26 +72,29 @@ type Resolver interface {
 
 // Settings are the numbers and switches of a node's proxies.
 type Settings struct {
-	NodeName     string // only workloads of this node are local; "" = of any
-	Network      mesh.Network
-	Cluster      mesh.Cluster
-	TrustDomain  string           // of a pod that the control plane has not told
-	Mark         uint32           // SO_MARK of every socket
-	ReusePort    bool             // a successor may listen on the same ports
-	IPv6         bool             // false: listen on IPv4 only
-	OrigSrc      bool             // applications see the client's address
-	OrigSrcMust  bool             // and a namespace where that is impossible is an error
-	AppLoopback  bool             // PROXY application tunnels are reached on loopback
-	Baggage      bool             // answer a CONNECT with baggage
-	DNSAddrs     []netip.AddrPort // on loopback; where DNS is answered if Node.DNS is set
-	SOCKS        bool             // a SOCKS 5 server on loopback, for tests
-	LogPolicy    bool             // log policy decisions at info level
-	KeepAlive    net.KeepAliveConfig
-	UserTimeout  time.Duration // TCP_USER_TIMEOUT of application sockets; 0 = the kernel's
-	MaxStreams   int           // per tunnel connection that we open
-	PoolIdle     time.Duration
-	HTTP2        h2.Settings
-	DrainDefault time.Duration // how long connections of a pod that left may go on
+	NodeName    string // only workloads of this node are local; "" = of any
+	Network     mesh.Network
+	Cluster     mesh.Cluster
+	TrustDomain string // of a pod that the control plane has not told
+	// RootNamespace is where policies for the whole mesh are: those there that select
+	// by labels select in every namespace.
+	RootNamespace string
+	Mark          uint32           // SO_MARK of every socket
+	ReusePort     bool             // a successor may listen on the same ports
+	IPv6          bool             // false: listen on IPv4 only
+	OrigSrc       bool             // applications see the client's address
+	OrigSrcMust   bool             // and a namespace where that is impossible is an error
+	AppLoopback   bool             // PROXY application tunnels are reached on loopback
+	Baggage       bool             // answer a CONNECT with baggage
+	DNSAddrs      []netip.AddrPort // on loopback; where DNS is answered if Node.DNS is set
+	SOCKS         bool             // a SOCKS 5 server on loopback, for tests
+	LogPolicy     bool             // log policy decisions at info level
+	KeepAlive     net.KeepAliveConfig
+	UserTimeout   time.Duration // TCP_USER_TIMEOUT of application sockets; 0 = the kernel's
+	MaxStreams    int           // per tunnel connection that we open
+	PoolIdle      time.Duration
+	HTTP2         h2.Settings
+	DrainDefault  time.Duration // how long connections of a pod that left may go on
 }
 
 // Node is what the pods of a node share. Its fields are set before the first use
