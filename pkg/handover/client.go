@@ -45,7 +45,8 @@ type ClientConfig struct {
 // Client is a ztunnel's end. Its requests fail with ErrDetached while there is no
 // connection.
 type Client struct {
-	cfg ClientConfig
+	cfg  ClientConfig
+	born time.Duration
 
 	calls sync.Mutex // one request at a time
 
@@ -53,7 +54,7 @@ type Client struct {
 	link   *link
 	status Status // reported anew to every store
 
-	superseded atomic.Bool
+	superseded atomic.Bool // as the last store said, also after its end
 }
 
 // link is one connection.
@@ -75,7 +76,8 @@ func NewClient(cfg ClientConfig) *Client {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, status: Status{State: Starting}}
+	born := sinceBoot()
+	return &Client{cfg: cfg, born: born, status: Status{State: Starting, Born: born}}
 }
 
 // Attach connects once, without waiting for a store that is not there. Run goes on
@@ -159,20 +161,23 @@ func (c *Client) close() {
 	}
 }
 
-// receive passes answers on, and what the store says unasked.
+// receive passes answers on, and what the store says unasked. What the store before
+// has said holds until this one speaks.
 func (c *Client) receive(l *link) {
 	defer close(l.ended)
 	defer l.conn.Close()
-	for {
+	for first := true; ; first = false {
 		m, fds, err := read(l.conn)
 		if err != nil {
 			l.err = err
-			c.setSuperseded(false)
 			return
 		}
 		if m.Op == opSuperseded {
 			c.setSuperseded(m.On)
 			continue
+		}
+		if first {
+			c.setSuperseded(false)
 		}
 		select {
 		case l.answers <- answer{m, fds}:
@@ -190,7 +195,8 @@ func (c *Client) setSuperseded(now bool) {
 	}
 }
 
-// Superseded reports whether a newer ztunnel that shares the store serves.
+// Superseded reports whether a newer ztunnel that shares the store serves. When the
+// store ends, as with an agent that restarts, the successor has not.
 func (c *Client) Superseded() bool { return c.superseded.Load() }
 
 // Attached reports whether there is a connection.
@@ -285,6 +291,7 @@ func (c *Client) Load(section string) ([]byte, error) {
 
 // Report says how this ztunnel is; it is said again to a store that comes later.
 func (c *Client) Report(s Status) error {
+	s.Born = c.born
 	c.mu.Lock()
 	c.status = s
 	c.mu.Unlock()

@@ -81,6 +81,10 @@ type Status struct {
 	Away     bool      `json:"away,omitempty"`
 	Contact  time.Time `json:"contact,omitzero"`
 	Restored bool      `json:"restored,omitempty"` // what it knows is from its predecessor
+	// Born is when the ztunnel started, on the clock that nobody sets
+	// (CLOCK_BOOTTIME): of two the later is the successor, in whichever order they
+	// come back to a store that has been started again. The Client fills it in.
+	Born time.Duration `json:"born,omitempty"`
 }
 
 // ClientStatus is a connected ztunnel.
@@ -92,6 +96,15 @@ type ClientStatus struct {
 
 // ErrDetached says that there is no connection to the store.
 var ErrDetached = errors.New("no connection to the store")
+
+// sinceBoot is what clock_gettime(2) says of CLOCK_BOOTTIME.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
 
 // checkPeer makes sure that the other end is root or our own user, and returns
 // its process.

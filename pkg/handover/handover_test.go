@@ -322,6 +322,35 @@ func TestAnotherStore(t *testing.T) {
 	}
 }
 
+// TestSuccessionOutlivesTheStore: while the agent restarts, the successor serves as
+// before; and the store of the next agent knows who is whose, in whichever order
+// they come back.
+func TestSuccessionOutlivesTheStore(t *testing.T) {
+	_, path, stop := serve(t, StoreConfig{})
+	older := func() ClientConfig { return ClientConfig{Path: path} }
+	old, leave := attach(t, older())
+	next, _ := attach(t, older())
+	old.Report(Status{State: Serving})
+	next.Report(Status{State: Serving})
+	await(t, "superseded", old.Superseded)
+	stop()
+	await(t, "detached", func() bool { return !old.Attached() && !next.Attached() })
+	if !old.Superseded() || next.Superseded() {
+		t.Errorf("without a store: superseded old %v, next %v", old.Superseded(), next.Superseded())
+	}
+	leave() // the old one comes back after its successor
+	again, _ := serveAt(t, StoreConfig{}, path)
+	await(t, "the successor is back", func() bool { return len(again.Clients()) == 1 })
+	if err := old.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	defer old.close()
+	await(t, "superseded again", old.Superseded)
+	if list := again.Clients(); len(list) != 2 || !list[0].Superseded || list[1].Superseded || next.Superseded() {
+		t.Errorf("clients %+v", list)
+	}
+}
+
 // TestInherited: a supervisor gives its child one end of a pair.
 func TestInherited(t *testing.T) {
 	ours, theirs, err := Pair()

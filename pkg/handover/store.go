@@ -1,17 +1,20 @@
 package handover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,7 +36,7 @@ type Store struct {
 	mu       sync.Mutex
 	pods     map[mesh.PodUID]*sockets
 	sections map[string]int // sealed memfds
-	clients  []*peer        // oldest first
+	clients  []*peer        // oldest first; who has not reported yet is the newest
 }
 
 // sockets are those of one pod.
@@ -135,7 +138,7 @@ func (s *Store) Serve(ctx context.Context, c *net.UnixConn) {
 	var teller sync.WaitGroup
 	teller.Go(func() { p.tellSuperseded() })
 	err = s.serve(p)
-	s.remove(p)
+	s.remove(p, ctx.Err() != nil)
 	teller.Wait()
 	if ctx.Err() == nil && !errors.Is(err, io.EOF) {
 		s.cfg.Log.Warn("connection to a ztunnel ended", "pid", pid, "error", err)
@@ -352,7 +355,14 @@ func (s *Store) report(p *peer, now Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.status = now
+	slices.SortStableFunc(s.clients, byAge)
 	s.rankLocked()
+}
+
+// byAge compares two ztunnels by when they started.
+func byAge(a, b *peer) int {
+	newest := time.Duration(math.MaxInt64)
+	return cmp.Compare(cmp.Or(a.status.Born, newest), cmp.Or(b.status.Born, newest))
 }
 
 func (s *Store) add(p *peer) {
@@ -361,12 +371,16 @@ func (s *Store) add(p *peer) {
 	s.clients = append(s.clients, p)
 }
 
-func (s *Store) remove(p *peer) {
+// remove forgets a ztunnel. When it is the store that ends, nothing has changed
+// among the ztunnels.
+func (s *Store) remove(p *peer, ending bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.clients = slices.DeleteFunc(s.clients, func(o *peer) bool { return o == p })
 	close(p.tell)
-	s.rankLocked()
+	if !ending {
+		s.rankLocked()
+	}
 }
 
 // rankLocked finds out anew who is superseded, and has them told.

@@ -169,35 +169,37 @@ const leavePoll = 20 * time.Millisecond
 func (a *App) leave(ctx context.Context) {
 	start := time.Now()
 	alone, beside := start.Add(a.cfg.DrainTime), start.Add(a.cfg.Handover.Overlap)
-	if a.stores.Shared() && !a.stores.Superseded() {
+	superseded := a.stores.Superseded()
+	if a.stores.Shared() && !superseded {
 		a.log.Info("leaving, no successor yet", "deadline", a.cfg.DrainTime)
 		a.setLeaving(handover.Leaving, alone)
-		a.awaitSuccessor(ctx, alone)
+		superseded = a.awaitSuccessor(ctx, alone)
 	}
 	until := alone
-	if a.stores.Superseded() {
+	if superseded {
 		until = beside
 	}
 	a.setLeaving(handover.Draining, until)
 	a.yieldPorts()
-	a.log.Info("draining", "open", a.pods.Open(), "successor", a.stores.Superseded(), "deadline", time.Until(until).Round(time.Second))
+	a.log.Info("draining", "open", a.pods.Open(), "successor", superseded, "deadline", time.Until(until).Round(time.Second))
 	deadline, done := context.WithDeadline(ctx, until)
 	defer done()
 	a.pods.Drain(deadline)
 }
 
 // awaitSuccessor returns when a successor serves, no connection is open, or the
-// time is over.
-func (a *App) awaitSuccessor(ctx context.Context, until time.Time) {
+// time is over, and reports whether one serves. An agent that is away comes back.
+func (a *App) awaitSuccessor(ctx context.Context, until time.Time) bool {
 	tick := time.NewTicker(leavePoll)
 	defer tick.Stop()
-	for time.Now().Before(until) && a.pods.Open() > 0 && a.stores.Shared() && !a.stores.Superseded() {
+	for time.Now().Before(until) && a.pods.Open() > 0 && !a.stores.Superseded() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return
+			return a.stores.Superseded()
 		}
 	}
+	return a.stores.Superseded()
 }
 
 // yieldPorts closes the ports for people and for Kubernetes when a successor has

@@ -115,8 +115,8 @@ func (s *saver) saveDue(now time.Time) (next time.Duration) {
 		if !sec.dirty.Load() {
 			continue
 		}
-		if !s.stores.Attached() {
-			continue // it is saved when there is a store
+		if !s.stores.Attached() || s.stores.Superseded() {
+			continue // it is saved when there is a store that wants it
 		}
 		if sec.ready.IsZero() { // of a burst of changes this is the first
 			if sec.ready = now.Add(sec.settle); sec.ready.Before(sec.due) {
