@@ -198,21 +198,28 @@ func (s *Server) newest(failed []*peer) *peer {
 
 // Add gives a pod to the newest ztunnel and waits for its answer: nil, a
 // *RefusedError, ErrTimeout, ErrNoZtunnel or ctx's error. When the newest one
-// dies meanwhile, the one before it gets the pod. ns stays the caller's.
+// dies meanwhile, or refuses, the one before it gets the pod: after a restart of
+// the agent the newest connection may be that of a ztunnel that is leaving. ns
+// stays the caller's.
 func (s *Server) Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error {
 	var failed []*peer
+	result := error(ErrNoZtunnel)
 	for {
 		p := s.newest(failed)
 		if p == nil {
-			return fmt.Errorf("add pod %s (%s): %w", info, uid, ErrNoZtunnel)
+			return fmt.Errorf("add pod %s (%s): %w", info, uid, result)
 		}
 		dup, err := ns.Dup()
 		if err != nil {
 			return fmt.Errorf("add pod %s (%s): %w", info, uid, err)
 		}
 		err = p.do(ctx, &request{workload: Workload{uid, info, dup}, kind: kindAdd})
-		if errors.Is(err, errGone) {
+		var refused *RefusedError
+		if errors.Is(err, errGone) || errors.As(err, &refused) {
 			failed = append(failed, p)
+			if refused != nil && result == ErrNoZtunnel {
+				result = refused
+			}
 			continue
 		}
 		if err != nil {

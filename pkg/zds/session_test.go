@@ -283,6 +283,30 @@ func TestAddFallsBack(t *testing.T) {
 	older.want(t, "add u1 shop/pod-u1")
 }
 
+// A ztunnel that is leaving may be the last that came back to an agent that has
+// been started again: the pods that it refuses are its successor's.
+func TestRefusedByTheNewest(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, ServerConfig{})
+	ns := netnstest.New(t)
+	successor, leaving := newRecorder(), newRecorder()
+	leaving.refuse["u1"], leaving.refuse["u2"] = errors.New("leaving"), errors.New("leaving")
+	successor.refuse["u2"] = errors.New("no such port")
+	a.client(t, successor)
+	successor.want(t, "begin", "done")
+	a.client(t, leaving)
+	leaving.want(t, "begin", "done")
+	if err := a.add(t, "u1", ns); err != nil {
+		t.Error(err)
+	}
+	leaving.want(t, "add u1 shop/pod-u1")
+	successor.want(t, "add u1 shop/pod-u1")
+	var refused *RefusedError
+	if err := a.add(t, "u2", ns); !errors.As(err, &refused) || refused.Text != "leaving" {
+		t.Errorf("refused by everybody: %v", err)
+	}
+}
+
 // An answer that is late fails its request, and is not taken for the next one's.
 func TestLateAck(t *testing.T) {
 	t.Parallel()

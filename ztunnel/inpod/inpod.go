@@ -86,6 +86,7 @@ type pod struct {
 	info  mesh.PodInfo
 	ns    *netns.NS // for another proxy, should this one fail
 	proxy Proxy
+	spent bool // the proxy has failed: the next try takes another
 	up    bool // its listeners are open
 }
 
@@ -114,15 +115,15 @@ func (p *Pods) Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *
 	if p.named != nil {
 		p.named[uid] = true
 	}
-	if p.draining {
+	old := p.pods[uid]
+	switch {
+	case old != nil && old.ns.ID() == ns.ID() && old.up:
+		ns.Close()
+		return nil
+	case p.draining:
 		ns.Close()
 		return errDraining
-	}
-	if old := p.pods[uid]; old != nil {
-		if old.ns.ID() == ns.ID() && old.up {
-			ns.Close()
-			return nil
-		}
+	case old != nil:
 		p.dropLocked(old)
 	}
 	po := &pod{uid: uid, info: info, ns: ns}
@@ -143,7 +144,7 @@ func (p *Pods) renewLocked(po *pod) error {
 	if err != nil {
 		return err
 	}
-	po.proxy = p.cfg.New(po.uid, po.info, dup)
+	po.proxy, po.spent = p.cfg.New(po.uid, po.info, dup), false
 	return nil
 }
 
@@ -172,10 +173,7 @@ func (p *Pods) serve(po *pod, proxy Proxy) {
 	}
 	p.cfg.Log.Error("proxy of a pod has failed", "pod", po.info, "uid", po.uid, "error", err)
 	proxy.Close()
-	po.up = false
-	if err := p.renewLocked(po); err != nil {
-		p.cfg.Log.Error("namespace lost", "pod", po.info, "uid", po.uid, "error", err)
-	}
+	po.up, po.spent = false, true
 	p.reportLocked()
 	select {
 	case p.failed <- struct{}{}:
@@ -287,9 +285,16 @@ func (p *Pods) retry(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, po := range p.pods {
-		if !po.up && !p.draining {
-			p.startLocked(ctx, po)
+		if po.up || p.draining {
+			continue
 		}
+		if po.spent {
+			if err := p.renewLocked(po); err != nil { // no descriptors: later
+				p.cfg.Log.Error("no proxy for a pod", "pod", po.info, "uid", po.uid, "error", err)
+				continue
+			}
+		}
+		p.startLocked(ctx, po)
 	}
 	p.reportLocked()
 }
@@ -311,8 +316,17 @@ func (p *Pods) Drain(ctx context.Context) {
 		})
 	}
 	done.Wait()
+	p.forget()
 	p.alive.Wait()
 	p.cancel()
+}
+
+// forget drops the pods, which are closed: one that is deleted from now on starts
+// nothing that Drain would have to wait for.
+func (p *Pods) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.pods)
 }
 
 // Deposit gives the sockets of every pod that is served to a store that has not
