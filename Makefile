@@ -17,7 +17,7 @@ PROGRAMS := culvert=./cli ztunnel=./ztunnel waypoint=./waypoint controlplane=./c
 .DEFAULT_GOAL := build
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: have-go ## static binaries into bin/
@@ -45,6 +45,7 @@ lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated 
 	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags spire ./integration
+	$(GO) vet -tags kube ./integration/kube
 	$(STATICCHECK) ./...
 	$(GO) test -count=1 .
 	@$(MAKE) --no-print-directory generate
@@ -64,6 +65,16 @@ fuzz: have-root have-go ## every fuzz target for FUZZTIME (default 10s)
 	while read -r pkg target; do echo "fuzz $$pkg $$target"; \
 	  $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg >"$$log" 2>&1 && { cat "$$log"; continue; }; \
 	  cat "$$log"; grep -q '^    context deadline exceeded$$' "$$log" && ! grep -q 'Failing input' "$$log"; done
+
+.PHONY: cluster cluster-down test-kube
+cluster: have-root have-go ## a real Kubernetes cluster on this machine (built once into ~/.cache/culvert-kube: minutes)
+	$(GO) run ./integration/kube up
+
+cluster-down: have-root have-go ## end that cluster
+	$(GO) run ./integration/kube down
+
+test-kube: have-root have-go build ## the mesh on that cluster, with real pods; brings the cluster up if it is not
+	CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags kube -timeout 20m ./integration/kube
 
 .PHONY: bench
 bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Names and addresses of the cluster. `culvert up` uses none of them.
+const (
+	prefix     = "ckube-" // of network namespaces, links and control groups
+	bridge     = "ckube0" // joins the machine, the control plane and the nodes
+	bridgeIP   = "10.79.0.1"
+	controlIP  = "10.79.0.2"
+	podRange   = "10.246.0.0/16"
+	services   = "10.98.0.0/16"
+	kubernetes = "10.98.0.1" // the API server's service address
+	dnsIP      = "10.98.0.10"
+)
+
+// control is where the control plane runs: a node of the network, not of the cluster.
+const control = "control"
+
+// nodes are the cluster's nodes. Their number is their place, from 1.
+var nodes = []string{"node1", "node2"}
+
+// place is an address on the bridge, and the pods behind it.
+type place struct{ name, ip, pods string }
+
+// places are everything that hangs on the bridge, the control plane first.
+func places() []place {
+	all := []place{{name: control, ip: controlIP}}
+	for i, n := range nodes {
+		all = append(all, place{n, fmt.Sprintf("10.79.0.%d", 11+i), fmt.Sprintf("10.246.%d.0/24", i+1)})
+	}
+	return all
+}
+
+func placeOf(name string) place {
+	for _, p := range places() {
+		if p.name == name {
+			return p
+		}
+	}
+	panic("no such node: " + name)
+}
+
+// layout is where things are on disk.
+//
+//	bin/, bin/cni/   programs          images/  archives for the nodes to import
+//	cache/           Go's caches       cluster/ everything of the running cluster
+//
+// All but cluster/ is kept between runs.
+type layout string
+
+// theLayout reads CULVERT_KUBE, by default ${XDG_CACHE_HOME:-~/.cache}/culvert-kube.
+func theLayout() (layout, error) {
+	if dir := os.Getenv("CULVERT_KUBE"); dir != "" {
+		dir, err := filepath.Abs(dir)
+		return layout(dir), err
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return layout(filepath.Join(cmp.Or(os.Getenv("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "culvert-kube")), nil
+}
+
+func (l layout) path(elements ...string) string {
+	return filepath.Join(append([]string{string(l)}, elements...)...)
+}
+
+func (l layout) bin(name string) string   { return l.path("bin", name) }
+func (l layout) image(name string) string { return l.path("images", "culvert-"+name+".tar") }
+func (l layout) cluster(elements ...string) string {
+	return l.path(append([]string{"cluster"}, elements...)...)
+}
+func (l layout) pki(name string) string       { return l.cluster("pki", name) }
+func (l layout) kubeconfig(who string) string { return l.pki(who + ".kubeconfig") }
+func (l layout) node(n string, rest ...string) string {
+	return l.cluster(append([]string{n}, rest...)...)
+}
+
+// up marks that the cluster has come up whole.
+func (l layout) up() string { return l.cluster("up") }
+
+// environment is ours with the cluster's programs found first.
+func (l layout) environment(more ...string) []string {
+	env := []string{"PATH=" + l.path("bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "PATH=") {
+			env = append(env, v)
+		}
+	}
+	return append(env, more...)
+}
