@@ -54,6 +54,15 @@ func TestReport(t *testing.T) {
 		t.Errorf("status %d, %q", got, out.String())
 	}
 	out.Reset()
+	root := command(&env{stdout: &out, stderr: &out})
+	for _, args := range [][]string{{"nonsense"}, {"log", "--failed"}, {"log", "--failed", "-o", "json"}, {"ps", "--nonsense"}} {
+		root.SetArgs(args)
+		out.Reset()
+		if got := report(&out, root.Execute()); got != 1 || !strings.Contains(out.String(), "\nhint: culvert ") {
+			t.Errorf("culvert %s: status %d, %q", args, got, out.String())
+		}
+	}
+	out.Reset()
 	if got := report(&out, exitStatus(7)); got != 7 || out.Len() != 0 {
 		t.Errorf("status %d, %q", got, out.String())
 	}

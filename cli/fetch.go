@@ -22,9 +22,11 @@ func fetchCommand(e *env) *cobra.Command {
   http://host/path   HTTP/1.1 requests, each on its own connection
   tcp://host:port    to a TCP echo server: short messages on one connection, or
                      --bytes in one go, both directions at once, with SHA-256
-  dns://name?type=A  DNS queries; "&tcp" over TCP, "&at=ADDRESS" to that server
+  dns://name?type=A  DNS queries; "tcp" for over TCP, "at=ADDRESS" for that server:
+                     dns://cart?tcp, 'dns://_80._tcp.cart.shop?type=SRV&tcp'. With
+                     type=PTR the name may be an address
 
-Status 1 when anything failed: no answer, or an HTTP status from 400.`,
+Exit status 1 when anything failed: no answer, or an HTTP status from 400.`,
 		Example: "  culvert exec frontend -- culvert fetch http://catalog/ --count 100 --by X-Echo-Version",
 		Args:    exactly(1, "fetch wants one URL", "such as: culvert exec frontend -- culvert fetch http://cart/"),
 	}

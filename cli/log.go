@@ -33,8 +33,11 @@ func logCommand(e *env) *cobra.Command {
 With --failed POD: the latest connections from or to the pod that failed, as its
 node's ztunnel remembers them, with how far each got and where its time went.
 
-With --level COMPONENT: the component's log levels; with SCOPE=LEVEL as well, they
-are changed while it runs.`,
+Bytes are those towards the destination (→) and back (←). REFUSED is a connection of
+which nothing was carried, BROKEN one that failed later.
+
+With --level COMPONENT: the component's log levels; with LEVEL or SCOPE=LEVEL as
+well, they are changed while it runs, and with "reset" they are as at start.`,
 		Example: "  culvert log --errors\n  culvert log --failed shop/frontend\n  culvert log --level ztunnel-node-1 proxy=debug",
 		Args:    cobra.ArbitraryArgs,
 	}
@@ -46,16 +49,19 @@ are changed while it runs.`,
 	fl := c.Flags()
 	fl.BoolVarP(&follow, "follow", "f", false, "go on with what happens from now on")
 	fl.IntVar(&last, "last", 50, "only so many of the newest lines; 0 = all")
-	fl.StringVar(&f.pod, "pod", "", "only lines that name a pod like this, on either side")
+	fl.StringVar(&f.pod, "pod", "", "only lines with a NAMESPACE/NAME that contains this, on either side")
 	fl.StringVar(&f.namespace, "namespace", "", "only lines with this namespace on either side")
 	fl.StringVar(&f.node, "node", "", "only lines of this node's ztunnel")
 	fl.StringVar(&f.direction, "direction", "", "inbound or outbound")
-	fl.StringVar(&f.service, "service", "", "only lines whose destination service is like this")
+	fl.StringVar(&f.service, "service", "", "only lines whose destination service's name contains this")
 	fl.BoolVar(&f.errors, "errors", false, "only what was refused or failed")
 	fl.StringVar(&failed, "failed", "", "the latest failed connections of this pod, with timings")
 	fl.StringVar(&level, "level", "", "show or change the log levels of a component, or of the ztunnel of a pod's node")
 	c.MarkFlagsMutuallyExclusive("failed", "level")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if strings.HasPrefix(failed, "-") {
+			return laptop.WithHint(fmt.Errorf("--failed %s: want a pod", failed), "culvert log --failed shop/frontend")
+		}
 		client, err := laptop.NewClient(*name)
 		if err != nil {
 			return err
@@ -141,7 +147,7 @@ func (f logFilter) check(st *laptop.Status) error {
 
 func (f logFilter) matches(r access.Record) bool {
 	switch {
-	case f.pod != "" && !strings.Contains(r.SrcWorkload, f.pod) && !strings.Contains(r.DstWorkload, f.pod),
+	case f.pod != "" && !strings.Contains(r.SrcNamespace+"/"+r.SrcWorkload, f.pod) && !strings.Contains(r.DstNamespace+"/"+r.DstWorkload, f.pod),
 		f.namespace != "" && r.SrcNamespace != f.namespace && r.DstNamespace != f.namespace,
 		f.node != "" && r.Component != "ztunnel-"+f.node,
 		f.direction != "" && r.Direction != f.direction,

@@ -19,7 +19,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -36,7 +38,11 @@ func main() {
 	go func() {
 		s := <-signals
 		cancel(&signalled{s})
-		<-signals
+		// A second one is from a person who has waited: timeout(1) and shells signal
+		// a process, and its group at once after it.
+		for first := time.Now(); time.Since(first) < time.Second; {
+			<-signals
+		}
 		os.Exit(2)
 	}()
 	err := command(&env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}).ExecuteContext(ctx)
@@ -68,6 +74,7 @@ func command(e *env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return laptop.WithHint(err, "%s --help", c.CommandPath()) })
 	root.AddCommand(
 		upCommand(e),
 		downCommand(e),
@@ -103,6 +110,9 @@ func report(w io.Writer, err error) int {
 		return int(status)
 	case errors.As(err, &sig), errors.Is(err, context.Canceled):
 		return 130
+	}
+	if strings.HasPrefix(err.Error(), "unknown command") {
+		err = laptop.WithHint(err, "culvert help lists them")
 	}
 	fmt.Fprintf(w, "culvert: %v\n", err)
 	var hint *laptop.HintError

@@ -14,7 +14,7 @@ import (
 func statusCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Is the configuration accepted, are the components healthy? Status 1 when not",
+		Short: "Is the configuration accepted, are the components healthy? Exit status 1 when not",
 		Args:  cobra.NoArgs,
 	}
 	name, out := nameFlag(e, c), outputFlag(c)

@@ -27,8 +27,8 @@ import (
 func whyCommand(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "why POD HOST:PORT",
-		Short: "Would a connection be let through, and because of what? Status 1 when not",
-		Long: `Would a connection be let through, and because of what? Status 1 when not.
+		Short: "Would a connection be let through, and because of what? Exit status 1 when not",
+		Long: `Would a connection be let through, and because of what? Exit status 1 when not.
 
 Asks the ztunnels at both ends what they would do with a connection from POD to
 HOST:PORT, with what they know at this moment and with the functions that decide
@@ -147,7 +147,7 @@ func unknownName(s explain.Start, to string, l *explain.Lookup, st *laptop.Statu
 	}
 	first, _, _ := strings.Cut(l.Host, ".")
 	for _, svc := range st.Services {
-		if svc.Name == first {
+		if svc.Name == first || svc.Namespace+"/"+svc.Name == l.Host {
 			x.Change = append(x.Change, fmt.Sprintf("there is a service %s.%s: call it by that name", svc.Name, svc.Namespace))
 		}
 	}

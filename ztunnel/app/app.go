@@ -53,7 +53,7 @@ import (
 // ctx ends and drains. Its log goes to out. It takes no arguments.
 func Main(ctx context.Context, args []string, environ []string, out io.Writer) error {
 	if len(args) > 0 && args[0] != "proxy" { // upstream's image passes "proxy ztunnel"
-		return fmt.Errorf("unexpected argument %q: ztunnel is configured by its environment", args[0])
+		return fmt.Errorf("unexpected argument %q: ztunnel is configured by its environment (docs/ztunnel-environment.md)", args[0])
 	}
 	cfg, err := ParseConfig(environ)
 	if err != nil {

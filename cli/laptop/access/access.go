@@ -74,7 +74,7 @@ func (r Record) IsRequest() bool { return r.Method != "" || r.Status != 0 }
 // String is the record as one line for people.
 func (r Record) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s", r.Time.Local().Format("15:04:05.000"), strings.TrimPrefix(strings.TrimPrefix(r.Component, "ztunnel-"), "pod_"))
+	fmt.Fprintf(&b, "%s %s", r.Time.Local().Format("15:04:05.000"), strings.TrimPrefix(r.Component, "ztunnel-"))
 	if r.IsRequest() {
 		fmt.Fprintf(&b, " %s %s%s %d", r.Method, r.Authority, r.Path, r.Status)
 	} else {
@@ -87,11 +87,29 @@ func (r Record) String() string {
 	if r.SrcIdentity != "" {
 		fmt.Fprintf(&b, " as %s", r.SrcIdentity)
 	}
-	fmt.Fprintf(&b, " %d/%d bytes %s", r.BytesSent, r.BytesRecv, r.Duration)
+	asked, answered := r.bytes()
+	fmt.Fprintf(&b, " %d→ %d← bytes %s", asked, answered, r.Duration)
 	if r.Error != "" {
-		fmt.Fprintf(&b, " REFUSED %s", r.Error)
+		fmt.Fprintf(&b, " %s %s", r.failure(), r.Error)
 	}
 	return b.String()
+}
+
+// bytes are those that went towards the destination, and those that came back. What
+// a proxy calls sent depends on which side it stands on.
+func (r Record) bytes() (asked, answered uint64) {
+	if r.Direction == "outbound" {
+		return r.BytesSent, r.BytesRecv
+	}
+	return r.BytesRecv, r.BytesSent
+}
+
+// failure tells a connection that never was from one that ended before its time.
+func (r Record) failure() string {
+	if r.BytesSent+r.BytesRecv > 0 {
+		return "BROKEN"
+	}
+	return "REFUSED"
 }
 
 // Short is the record as one short line: what came of it before who it was.
@@ -101,7 +119,7 @@ func (r Record) Short() string {
 	case r.IsRequest():
 		verdict = strconv.Itoa(r.Status)
 	case r.Error != "":
-		verdict = "REFUSED"
+		verdict = r.failure()
 	}
 	line := fmt.Sprintf("%s %-7s %s → %s", r.Time.Local().Format("15:04:05"), verdict,
 		cmp.Or(shortPod(r.SrcWorkload), r.SrcAddr), cmp.Or(shortPod(r.DstWorkload), r.DstHBONE, r.DstAddr))
@@ -141,7 +159,11 @@ func files(dir string) map[string]string {
 	for _, pattern := range []string{"ztunnel-*.log", "pod_*.log"} {
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, p := range paths {
-			out[strings.TrimSuffix(filepath.Base(p), ".log")] = p
+			component := strings.TrimSuffix(filepath.Base(p), ".log")
+			if name, isPod := strings.CutPrefix(component, "pod_"); isPod { // named as everywhere else
+				component = strings.Replace(name, "_", "/", 1)
+			}
+			out[component] = p
 		}
 	}
 	return out

@@ -30,11 +30,15 @@ func TestRead(t *testing.T) {
 	if err != nil || len(got) != 2 {
 		t.Fatalf("%d records, %v; want 2", len(got), err)
 	}
-	if !got[0].IsRequest() || got[0].Status != 200 || got[0].Component != "pod_shop_way-1" {
+	if !got[0].IsRequest() || got[0].Status != 200 || got[0].Component != "shop/way-1" {
 		t.Errorf("first: %+v", got[0])
 	}
+	broken := Record{Direction: "outbound", BytesSent: 7, BytesRecv: 9, Error: "tunnel closed"}
+	if line := broken.String(); !strings.Contains(line, "7→ 9← bytes") || !strings.Contains(line, "BROKEN tunnel closed") {
+		t.Errorf("a connection that broke: %s", line)
+	}
 	line := got[1].String()
-	for _, want := range []string{"node-1 inbound", "shop/intruder-1", "as spiffe://cluster.local/ns/shop/sa/intruder", "explicitly denied by: shop/cart-callers"} {
+	for _, want := range []string{"node-1 inbound", "shop/intruder-1", "as spiffe://cluster.local/ns/shop/sa/intruder", "0→ 0← bytes", "REFUSED", "explicitly denied by: shop/cart-callers"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("line %q lacks %q", line, want)
 		}

@@ -33,6 +33,11 @@ func parseLookup(u *url.URL) (lookup, error) {
 			return l, fmt.Errorf("fetch %s: there is no record type %q", u, t)
 		}
 	}
+	if l.qtype == dns.TypePTR {
+		if reverse, err := dns.ReverseAddr(u.Hostname()); err == nil {
+			l.name = reverse
+		}
+	}
 	l.tcp = q.Has("tcp")
 	if l.server = q.Get("at"); l.server == "" {
 		conf, err := dns.ClientConfigFromFile(resolvConf)

@@ -1,7 +1,9 @@
 package fetch
 
 import (
+	"encoding/json"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +27,8 @@ func TestDNS(t *testing.T) {
 		case "a.test.":
 			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: "a.test.", Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IPv4(192, 0, 2, 1)}}
 			m.Truncated = udp
+		case "1.2.0.192.in-addr.arpa.":
+			m.Answer = []dns.RR{&dns.PTR{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypePTR, Class: dns.ClassINET}, Ptr: "a.test."}}
 		default:
 			m.Rcode = dns.RcodeNameError
 			m.SetEdns0(4096, false)
@@ -43,11 +47,18 @@ func TestDNS(t *testing.T) {
 			t.Errorf("%s: %v, %v", url, res, err)
 		}
 	}
-	res, err := Do(t.Context(), Options{URL: "dns://b.test?type=SRV&" + at, Count: 3, Every: time.Microsecond})
+	res, err := Do(t.Context(), Options{URL: "dns://192.0.2.1?type=PTR&" + at})
+	if text, _ := json.Marshal(res); err != nil || !strings.Contains(string(text), `"body":"1.2.0.192.in-addr.arpa. PTR a.test.\n"`) {
+		t.Errorf("the name of an address: %s, %v", text, err)
+	}
+	res, err = Do(t.Context(), Options{URL: "dns://b.test?type=SRV&" + at, Count: 3, Every: time.Microsecond})
 	if err != nil || res.Failed != 3 || res.Errors["NXDOMAIN: never heard of it"] != 3 {
 		t.Errorf("a name that does not exist: %v, %v", res, err)
 	}
 	if _, err := Do(t.Context(), Options{URL: "dns://b.test?type=NONSENSE&" + at}); err == nil {
 		t.Error("a type that does not exist is asked for")
+	}
+	if _, err := Do(t.Context(), Options{URL: "dns:a.test?" + at}); err == nil {
+		t.Error("a URL without a host is asked for")
 	}
 }

@@ -60,16 +60,21 @@ type Result struct {
 	SHA256   string         `json:"sha256,omitempty"`
 	Duration time.Duration  `json:"duration_ns"`
 
-	Answer *Answer `json:"-"` // of a single HTTP request
+	Answer *Answer `json:"answer,omitempty"` // of a single HTTP request or DNS query
 }
 
-// Answer is one HTTP answer.
+// Answer is one HTTP answer, or the records of a DNS answer.
 type Answer struct {
-	Status string
-	Code   int
-	Header http.Header
-	Body   []byte
+	Status string      `json:"status"`
+	Code   int         `json:"code,omitempty"`
+	Header http.Header `json:"header,omitempty"`
+	Body   text        `json:"body"`
 }
+
+// text is bytes that JSON shows as a string.
+type text []byte
+
+func (t text) MarshalText() ([]byte, error) { return t, nil }
 
 // String is the result as people read it.
 func (r *Result) String() string {
@@ -96,6 +101,9 @@ func Do(ctx context.Context, o Options) (*Result, error) {
 	u, err := url.Parse(o.URL)
 	if err != nil {
 		return nil, fmt.Errorf("fetch: %w", err)
+	}
+	if u.Opaque != "" {
+		return nil, fmt.Errorf("fetch %s: no host; want %s://%s", o.URL, u.Scheme, u.Opaque)
 	}
 	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
 	r := &run{opt: o, res: &Result{Status: map[int]int{}, Errors: map[string]int{}}, start: time.Now()}
