@@ -165,17 +165,22 @@ func (r *Revocations) Changed() <-chan struct{} {
 // Check returns an error with reason.CertRevoked if one of chain is revoked. The
 // chain must have been verified by a Profile with r, when its connection was made.
 func (r *Revocations) Check(chain []*x509.Certificate, d Direction) error {
+	return r.check(chain, nil, d)
+}
+
+// check is Check with CAs that are known for this time only.
+func (r *Revocations) check(chain, cas []*x509.Certificate, d Direction) error {
 	if r == nil {
 		return nil
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, c := range chain {
-		if bytes.Equal(c.RawIssuer, c.RawSubject) {
-			continue // a root is trusted or it is not; nobody else can revoke it
-		}
 		for _, l := range r.lists[string(c.RawIssuer)] {
-			if l.revokes(c) && l.signedByOne(r.issuers[string(c.RawIssuer)], r.cfg.Log) {
+			if !l.revokes(c) || signedItself(c) {
+				continue // a root is trusted or it is not; nobody else can revoke it
+			}
+			if l.signedByOne(r.issuers[string(c.RawIssuer)], r.cfg.Log) || l.signedBy(cas) {
 				if r.cfg.Rejected != nil {
 					r.cfg.Rejected(d)
 				}
@@ -192,10 +197,14 @@ func (r *Revocations) checkPath(path []*x509.Certificate, d Direction) error {
 	if r == nil {
 		return nil
 	}
-	if !r.learn(path[1:]) && r.cfg.Untracked != nil {
-		r.cfg.Untracked(d)
+	var unlearnt []*x509.Certificate
+	if !r.learn(path[1:]) {
+		unlearnt = path[1:]
+		if r.cfg.Untracked != nil {
+			r.cfg.Untracked(d)
+		}
 	}
-	return r.Check(path[:len(path)-1], d)
+	return r.check(path[:len(path)-1], unlearnt, d)
 }
 
 // learn keeps the CAs of a verified path. It returns false when there is no room.
@@ -305,6 +314,22 @@ func parseList(der []byte) (*revocationList, error) {
 func (l *revocationList) revokes(c *x509.Certificate) bool {
 	_, revoked := l.serials[string(c.SerialNumber.Bytes())]
 	return revoked
+}
+
+// signedItself reports whether c is a root: the names alone do not tell.
+func signedItself(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+}
+
+// signedBy reports whether one of some CAs is the issuer and signed the list. It
+// remembers nothing.
+func (l *revocationList) signedBy(cas []*x509.Certificate) bool {
+	for _, ca := range cas {
+		if bytes.Equal(ca.RawSubject, l.RawIssuer) && l.CheckSignatureFrom(ca) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // signedByOne reports whether one of the CAs, which all have the issuer's name,

@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,6 +109,42 @@ func TestRevocation(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRevokedNamesake: a leaf that carries its authority's name is not for that a
+// root, which nobody can revoke.
+func TestRevokedNamesake(t *testing.T) {
+	t.Parallel()
+	root := newCA(t, "root", nil)
+	key, id := newKey(t), identity("cart")
+	leaf := sign(t, root, key.Public(), nil, &x509.Certificate{
+		Subject: root.cert.Subject, URIs: []*url.URL{id.URL()}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	cart, err := certs.NewSVID(id, key, []*x509.Certificate{leaf}, []*x509.Certificate{root.cert}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, knowing := revoking(t, root.crl(t, nil, leaf))
+	if err := meet(t, knowing, certs.Profile{}, root.svid(t, identity("frontend")), cart); reason.Of(err) != reason.CertRevoked {
+		t.Errorf("at the handshake: %v", err)
+	}
+	if err := r.Check([]*x509.Certificate{leaf, root.cert}, certs.Incoming); reason.Of(err) != reason.CertRevoked {
+		t.Errorf("of an open connection: %v", err)
+	}
+}
+
+// TestRevocationWithoutRoom: that no more authorities can be remembered weakens the
+// checks to come and not that of the handshake.
+func TestRevocationWithoutRoom(t *testing.T) {
+	t.Parallel()
+	root := newCA(t, "root", nil)
+	front, cart := root.svid(t, identity("frontend")), root.svid(t, identity("cart"))
+	r, knowing := revoking(t, root.crl(t, nil, cart.Chain[0]))
+	certs.FillIssuers(r, newCA(t, "another", nil).cert)
+	if err := meet(t, knowing, certs.Profile{}, front, cart); reason.Of(err) != reason.CertRevoked {
+		t.Errorf("at the handshake: %v", err)
 	}
 }
 

@@ -32,7 +32,7 @@ type exportedEntry struct {
 	Key       []byte           `json:"key"` // PKCS #8
 	Chain     []int            `json:"chain"`
 	Roots     []int            `json:"roots"`
-	Federated map[string][]int `json:"federated,omitempty"` // by trust domain; null = not restricted
+	Federated map[string][]int `json:"federated"` // by trust domain; null = not restricted, which {} is not
 	Used      bool             `json:"used,omitempty"`
 }
 

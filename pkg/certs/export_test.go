@@ -3,11 +3,13 @@ package certs_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"testing"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 func export(t testing.TB, cache *certs.Cache) []byte {
@@ -150,3 +152,46 @@ func FuzzImport(f *testing.F) {
 		}
 	})
 }
+
+// TestImportKeepsFederation: what takes no peer of another trust domain takes none
+// in the next process either, whoever signed it.
+func TestImportKeepsFederation(t *testing.T) {
+	t.Parallel()
+	home := newCA(t, "home", nil)
+	key, cart := newKey(t), identity("cart")
+	roots := []*x509.Certificate{home.cert}
+	for name, federated := range map[string]map[string][]*x509.Certificate{
+		"nobody": nil, "another": {"away.local": {newCA(t, "away", nil).cert}},
+	} {
+		svid, err := certs.NewSVID(cart, key, home.chain(home.leaf(t, key, cart)), roots, federated)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache := certs.NewCache(always{svid}, certs.CacheConfig{})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- cache.Run(ctx) }()
+		if _, err := cache.Certificate(ctx, cart); err != nil {
+			t.Fatal(err)
+		}
+		data := export(t, cache)
+		cancel()
+		<-done
+		next := certs.NewCache(nil, certs.CacheConfig{})
+		if err := next.Import(data); err != nil {
+			t.Fatal(err)
+		}
+		got, err := next.Certificate(t.Context(), cart)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Federated == nil || len(got.Federated) != len(federated) {
+			t.Errorf("federates with %s: handed over as %v", name, got.Federated)
+		}
+	}
+}
+
+// always issues one certificate.
+type always struct{ svid *certs.SVID }
+
+func (a always) Issue(context.Context, mesh.Identity) (*certs.SVID, error) { return a.svid, nil }

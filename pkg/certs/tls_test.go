@@ -1,6 +1,7 @@
 package certs_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -229,7 +231,7 @@ func TestExpiredPeersAreRefused(t *testing.T) {
 
 // shake joins both in memory and returns the first error that carries a reason.
 func shake(client, server *tls.Config) error {
-	a, b := net.Pipe()
+	a, b := patientPipe()
 	done := make(chan error, 1)
 	go func() {
 		conn := tls.Server(a, server)
@@ -251,6 +253,40 @@ func shake(client, server *tls.Config) error {
 		return serverErr
 	}
 	return err
+}
+
+// patientPipe is net.Pipe whose writers do not wait: one end may refuse a handshake
+// while the other still writes.
+func patientPipe() (a, b net.Conn) {
+	a, b = net.Pipe()
+	return newPatient(a), newPatient(b)
+}
+
+type patient struct {
+	net.Conn
+	out   chan []byte
+	close sync.Once
+}
+
+func newPatient(c net.Conn) *patient {
+	p := &patient{Conn: c, out: make(chan []byte, 64)}
+	go func() {
+		for b := range p.out {
+			_, _ = c.Write(b)
+		}
+		_ = c.Close()
+	}()
+	return p
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	p.out <- bytes.Clone(b)
+	return len(b), nil
+}
+
+func (p *patient) Close() error {
+	p.close.Do(func() { close(p.out) })
+	return nil
 }
 
 func TestServerAcceptsListedTrustDomains(t *testing.T) {
