@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/rawio"
 )
 
 // keepAlive is what every ztunnel socket uses: a dead peer is noticed after
@@ -126,14 +128,13 @@ func (n *NS) dial(ctx context.Context, addr netip.AddrPort, opt DialOptions) (*n
 		unix.Close(fd)
 		return nil, err
 	}
-	to := sockaddr(addr)
-	if err := unix.Connect(fd, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+	if err := connect(fd, addr); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", err)
 	}
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
-	if err := awaitConnected(ctx, f, to); err != nil {
+	if err := awaitConnected(ctx, f, addr); err != nil {
 		return nil, err
 	}
 	return connOf(f, opt)
@@ -165,7 +166,7 @@ func prepare(fd int, to netip.Addr, opt DialOptions) error {
 }
 
 // awaitConnected waits on the poller until the handshake is over.
-func awaitConnected(ctx context.Context, f *os.File, to unix.Sockaddr) error {
+func awaitConnected(ctx context.Context, f *os.File, to netip.AddrPort) error {
 	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw, err := f.SyscallConn()
@@ -189,8 +190,8 @@ func awaitConnected(ctx context.Context, f *os.File, to unix.Sockaddr) error {
 
 // handshake reports whether the handshake is over, and its error. A second
 // connect(2) tells both in one call.
-func handshake(fd int, to unix.Sockaddr) (done bool, err error) {
-	err = unix.Connect(fd, to)
+func handshake(fd int, to netip.AddrPort) (done bool, err error) {
+	err = connect(fd, to)
 	switch err {
 	case nil, unix.EISCONN:
 		return true, nil
@@ -199,6 +200,8 @@ func handshake(fd int, to unix.Sockaddr) (done bool, err error) {
 	}
 	return true, os.NewSyscallError("connect", err)
 }
+
+func connect(fd int, to netip.AddrPort) error { return rawio.Connect(fd, to, zone(to.Addr())) }
 
 func connOf(f *os.File, opt DialOptions) (*net.TCPConn, error) {
 	c, err := net.FileConn(f)

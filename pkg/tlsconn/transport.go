@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/rawio"
 )
 
 const (
@@ -58,6 +60,7 @@ type transport struct {
 	gulp     func(fd uintptr) bool
 	got      int   // result of gulp
 	gotErr   error // result of gulp
+	bulk     bool  // the last gulp was large
 
 	// Write side.
 	mu     sync.Mutex
@@ -65,6 +68,11 @@ type transport struct {
 	out    *batchBuf
 	outLen int
 	outErr error
+
+	// A short write of whole records, see writeShort. Its caller holds Conn.wmu.
+	short     []byte // what is left of it
+	shortErr  error
+	shortOnce func(fd uintptr) bool // writeFD, bound once
 }
 
 func newTransport(c net.Conn) *transport {
@@ -73,6 +81,7 @@ func newTransport(c net.Conn) *transport {
 		t.raw, _ = sc.SyscallConn()
 	}
 	t.gulp = t.readFD
+	t.shortOnce = t.writeFD
 	return t
 }
 
@@ -139,7 +148,7 @@ func (t *transport) more() error {
 func (t *transport) readFD(fd uintptr) bool {
 	buf := t.space()
 	for {
-		n, err := unix.Read(int(fd), buf)
+		n, err := t.readOnce(int(fd), buf)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -155,6 +164,18 @@ func (t *transport) readFD(fd uintptr) bool {
 		}
 		return true
 	}
+}
+
+// readOnce reads as the last read suggests: while records are small, without losing
+// the thread's place.
+func (t *transport) readOnce(fd int, buf []byte) (n int, err error) {
+	if t.bulk {
+		n, err = unix.Read(fd, buf)
+	} else {
+		n, err = rawio.ReadSmall(fd, buf)
+	}
+	t.bulk = n > rawio.Small
+	return n, err
 }
 
 // space returns room for a gulp behind what is already buffered.
@@ -263,6 +284,39 @@ func (t *transport) flushLocked() error {
 	batches.Put(t.out)
 	t.out, t.outLen = nil, 0
 	return t.outErr
+}
+
+// writeShort writes a few records that are sealed already, past tls.Conn.
+func (t *transport) writeShort(p []byte) error {
+	if t.raw == nil || len(p) > rawio.Small {
+		_, err := t.conn.Write(p)
+		return err
+	}
+	t.short, t.shortErr = p, nil
+	err := t.raw.Write(t.shortOnce)
+	t.short = nil
+	if err == nil {
+		err = t.shortErr
+	}
+	return err
+}
+
+// writeFD writes t.short; it reports false where it has to wait for room.
+func (t *transport) writeFD(fd uintptr) bool {
+	for len(t.short) > 0 {
+		n, err := rawio.Write(int(fd), t.short)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return false
+		case err != nil:
+			t.shortErr = os.NewSyscallError("write", err)
+			return true
+		default:
+			t.short = t.short[n:]
+		}
+	}
+	return true
 }
 
 // The rest of net.Conn.

@@ -52,7 +52,7 @@ func (l *layer) mayWrite() error {
 func (c *Conn) send() error {
 	var err error
 	if len(c.vec) == 1 {
-		_, err = c.t.conn.Write(c.vec[0])
+		err = c.t.writeShort(c.vec[0])
 	} else if len(c.vec) > 1 {
 		todo := c.vec // WriteTo consumes it
 		_, err = todo.WriteTo(c.t.conn)

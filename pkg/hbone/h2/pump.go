@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/rawio"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/relay"
 	"github.com/culvert-mesh/culvert/pkg/warm"
@@ -173,9 +174,8 @@ func socketReset(err error) bool {
 // peekFD reports whether the socket has something for us: bytes, its end, or an
 // error, which it keeps, because the kernel tells it once.
 func (p *pump) peekFD(fd uintptr) bool {
-	var one [1]byte
 	for {
-		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		err := rawio.Ready(int(fd))
 		switch err {
 		case nil:
 			return true
@@ -294,7 +294,7 @@ func (p *pump) adapt(n, want int) {
 func readRetry(fd int, vec [][]byte) (n int, err error) {
 	for {
 		if len(vec) == 1 {
-			n, err = unix.Read(fd, vec[0])
+			n, err = rawio.Read(fd, vec[0])
 		} else {
 			n, err = unix.Readv(fd, vec)
 		}

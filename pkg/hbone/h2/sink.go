@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone"
+	"github.com/culvert-mesh/culvert/pkg/rawio"
 )
 
 // aLongTimeAgo is a deadline that ends a pending Read at once.
@@ -72,7 +73,7 @@ func (k *sink) writeFD(fd uintptr) bool {
 
 func writeOnce(fd int, vec [][]byte) (int, error) {
 	if len(vec) == 1 {
-		return unix.Write(fd, vec[0])
+		return rawio.Write(fd, vec[0])
 	}
 	return unix.Writev(fd, vec)
 }
@@ -111,9 +112,18 @@ func (k *sink) end(err error) {
 	k.ended = true
 	k.err = err
 	if err == nil {
-		k.err = k.conn.CloseWrite()
+		k.err = k.shutdown()
 	}
 	close(k.done)
+}
+
+// shutdown sends a FIN.
+func (k *sink) shutdown() (err error) {
+	gone := k.raw.Control(func(fd uintptr) { err = os.NewSyscallError("shutdown", rawio.Shutdown(int(fd))) })
+	if gone != nil {
+		return gone
+	}
+	return err
 }
 
 // deliver takes bytes that the peer has sent on s. It never waits.
