@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -132,10 +133,17 @@ func (s *saver) saveDue(now time.Time) (next time.Duration) {
 		sec.dirty.Store(false)
 		sec.ready = time.Time{}
 		start := time.Now()
+		wait := time.Duration(0)
 		if err := s.save(sec); err != nil {
 			s.log.Warn("state not deposited", "section", sec.name, "error", err)
+			sec.dirty.Store(true) // a policy may not change again for weeks
+			wait = settleLarge
 		}
-		sec.due = time.Now().Add(saveShare * time.Since(start))
+		wait = max(wait, saveShare*time.Since(start))
+		sec.due = time.Now().Add(wait)
+		if sec.dirty.Load() && (next == 0 || wait < next) {
+			next = wait
+		}
 	}
 	return next
 }
@@ -147,7 +155,9 @@ func (s *saver) save(sec *section) error {
 		return err
 	}
 	defer f.Close()
-	s.stores.Save(sec.name, f)
+	if !s.stores.Save(sec.name, f) && !s.stores.Superseded() { // a successor knows all that we do
+		return errors.New("no store took it")
+	}
 	return nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -198,5 +200,58 @@ func BenchmarkState(b *testing.B) {
 				into.flush()
 			}
 		})
+	}
+}
+
+// TestStateIsSavedAgain: what a store refused once is offered again, for it may be
+// the last change in a long time.
+func TestStateIsSavedAgain(t *testing.T) {
+	t.Parallel()
+	store := handover.NewStore(handover.StoreConfig{})
+	ours, theirs, err := handover.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := handover.Inherited(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); store.Serve(ctx, ours) }()
+	defer func() { cancel(); <-done }()
+	c := handover.NewClient(handover.ClientConfig{Conn: conn})
+	if err := c.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := handover.Seal("x", func(w io.Writer) error { _, err := io.WriteString(w, "x"); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for i := 0; c.Save(fmt.Sprint("other", i), f) == nil; i++ { // until the store takes no more
+	}
+	records := func() iter.Seq[handover.Record] {
+		return func(yield func(handover.Record) bool) { yield(handover.Record{Name: "p"}) }
+	}
+	s := &saver{stores: handover.Stores{c}, heard: func() time.Time { return time.Time{} }, log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1)}
+	s.add(sectionPolicies, 0, records)
+	s.poke(sectionPolicies)
+	now := time.Now()
+	if next := s.saveDue(now); next <= 0 {
+		t.Fatal("nobody comes back for what was not saved")
+	}
+	if p, _ := c.Load(sectionPolicies); p != nil {
+		t.Fatal("saved all the same")
+	}
+	store.Clear()
+	for i := range 3 {
+		s.saveDue(now.Add(time.Duration(i+1) * time.Minute))
+	}
+	if p, err := c.Load(sectionPolicies); err != nil || p == nil {
+		t.Errorf("never saved: %v", err)
+	}
+	if next := s.saveDue(now.Add(time.Hour)); next != 0 {
+		t.Errorf("saved, and again in %v", next)
 	}
 }
