@@ -20,15 +20,18 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/integration/programs"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // bin is the folder of the programs under test.
 var bin string
 
 func TestMain(m *testing.M) {
-	if os.Getenv(testProcess) != "" {
-		os.Exit(m.Run()) // a program under test, started by a test
+	if os.Getenv(testProcess) == "ztunnel" {
+		os.Exit(ztunnelProcess()) // a program under test, started by a test
 	}
+	runtest.NotAgain()
 	status, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -47,10 +50,8 @@ func buildAndRun(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	for name, pkg := range map[string]string{"culvert": "../cli", "ztunnel": "../ztunnel"} {
-		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput(); err != nil {
-			return 1, fmt.Errorf("build %s: %w\n%s", name, err, out)
-		}
+	if err := programs.Build(dir, os.Environ()); err != nil {
+		return 1, err
 	}
 	return m.Run(), nil
 }

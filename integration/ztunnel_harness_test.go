@@ -187,7 +187,7 @@ func (f *field) ztunnel(node string, a *agent, ns *netns.NS, environ ...string) 
 		ns = netnstest.New(f.t)
 	}
 	z := &ztunnel{t: f.t, ns: ns, log: &runtest.Buffer{}, done: make(chan struct{})}
-	z.cmd = exec.Command(os.Args[0], "-test.run=^TestZtunnelProcess$")
+	z.cmd = exec.Command("/proc/self/exe")
 	if f.program != "" {
 		z.cmd = exec.Command(f.program)
 	}
@@ -326,18 +326,16 @@ func (z *ztunnel) goroutines() int {
 	return n
 }
 
-// TestZtunnelProcess is not a test: it is the ztunnel process of the others.
-func TestZtunnelProcess(t *testing.T) {
-	if os.Getenv(testProcess) != "ztunnel" {
-		return
-	}
+// ztunnelProcess is the ztunnel process of the tests, with their race detector. It
+// returns the status to exit with.
+func ztunnelProcess() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if err := app.Main(ctx, nil, os.Environ(), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "ztunnel:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 // listen serves TCP in a pod, each connection in a goroutine of its own.

@@ -4,12 +4,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/culvert-mesh/culvert/integration/programs"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // soak asks for the long form of every fault, again and again for so long.
@@ -19,6 +21,7 @@ var soak = flag.Duration("soak", 0, "do every fault in its long form, over and o
 var bin string
 
 func TestMain(m *testing.M) {
+	runtest.NotAgain()
 	status, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -37,10 +40,8 @@ func buildAndRun(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	for name, pkg := range map[string]string{"culvert": "../../cli", "ztunnel": "../../ztunnel"} {
-		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput(); err != nil {
-			return 1, fmt.Errorf("build %s: %w\n%s", name, err, out)
-		}
+	if err := programs.Build(dir, os.Environ()); err != nil {
+		return 1, err
 	}
 	return m.Run(), nil
 }

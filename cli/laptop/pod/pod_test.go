@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, Init(os.Args[3:], os.Environ()))
 		os.Exit(127)
 	}
+	runtest.NotAgain()
 	os.Exit(m.Run())
 }
 

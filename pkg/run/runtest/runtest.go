@@ -22,6 +22,7 @@ const settle = 5 * time.Second
 // Main runs the tests and exits: with their status, or with 1 and a list when
 // goroutines or sockets are left over.
 func Main(m *testing.M) {
+	NotAgain()
 	before := sockets()
 	status := m.Run()
 	if status == 0 {

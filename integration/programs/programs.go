@@ -1,0 +1,60 @@
+// Package programs builds the programs that tests run.
+//
+//	integration ────────┐
+//	                    ├──▶ Build, one at a time ──▶ the compiler's cache
+//	integration/faults ─┘
+//
+// Test packages run side by side. What one of them compiles another need not
+// compile again, provided that it is the same (the flags are those of `make build`)
+// and that it waits for it.
+package programs
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// module is the import path of this repository.
+const module = "github.com/culvert-mesh/culvert"
+
+// Build builds culvert and ztunnel into a folder, with the environment of the test.
+// It waits while another process
+// builds.
+func Build(dir string, environ []string) error {
+	unlock, err := lock(filepath.Join(os.TempDir(), "culvert-test-programs.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, p := range []struct{ name, folder string }{{"culvert", "cli"}, {"ztunnel", "ztunnel"}} {
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, p.name), module+"/"+p.folder)
+		cmd.Env = append(slices.Clip(environ), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", p.name, err, out)
+		}
+	}
+	return nil
+}
+
+// lock waits for a lock among processes, which the end of its holder releases.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("flock "+path, err)
+	}
+	return func() { f.Close() }, nil
+}
