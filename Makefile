@@ -82,8 +82,8 @@ bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
 
 .PHONY: soak
-soak: have-root have-go ## every fault in its long form under load, over and over for SOAK (default 30m)
-	$(GO) test -count=1 -v -timeout 24h -run '^TestSoak$$' ./integration/faults -soak $(SOAK)
+soak: have-root have-go ## every fault in its long form under load, over and over for SOAK (default 30m); RACE=1: with the race detector
+	CULVERT_RACE=$(RACE) $(GO) test -count=1 -v -timeout 24h -run '^TestSoak$$' ./integration/faults -soak $(SOAK)
 
 .PHONY: clean
 clean: ## remove what the other targets built

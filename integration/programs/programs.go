@@ -22,9 +22,9 @@ import (
 // module is the import path of this repository.
 const module = "github.com/culvert-mesh/culvert"
 
-// Build builds culvert and ztunnel into a folder, with the environment of the test.
-// It waits while another process
-// builds.
+// Build builds culvert and ztunnel into a folder, with the environment of the
+// test: with the race detector if that says CULVERT_RACE=1. It waits while another
+// process builds.
 func Build(dir string, environ []string) error {
 	unlock, err := lock(filepath.Join(os.TempDir(), "culvert-test-programs.lock"))
 	if err != nil {
@@ -32,8 +32,12 @@ func Build(dir string, environ []string) error {
 	}
 	defer unlock()
 	for _, p := range []struct{ name, folder string }{{"culvert", "cli"}, {"ztunnel", "ztunnel"}} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, p.name), module+"/"+p.folder)
-		cmd.Env = append(slices.Clip(environ), "CGO_ENABLED=0")
+		flags, cgo := []string{"-trimpath", "-ldflags", "-s -w"}, "CGO_ENABLED=0"
+		if slices.Contains(environ, "CULVERT_RACE=1") {
+			flags, cgo = []string{"-race"}, "CGO_ENABLED=1"
+		}
+		cmd := exec.Command("go", slices.Concat([]string{"build", "-o", filepath.Join(dir, p.name)}, flags, []string{module + "/" + p.folder})...)
+		cmd.Env = append(slices.Clip(environ), cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", p.name, err, out)
 		}
