@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -62,6 +63,7 @@ func (c *conn) newIncoming(f *http2.MetaHeadersFrame) (*stream, error) {
 		return nil, streamErrorf(f.StreamID, http2.ErrCodeRefusedStream, "%d streams are open", c.maxStreams)
 	}
 	s := newStream(c, f.StreamID)
+	s.begun = time.Now()
 	c.streams[s.id] = s
 	c.lookSoon()
 	c.total++

@@ -33,7 +33,7 @@ type rate struct{ perSecond, burst float64 }
 
 // The limits, per connection.
 var (
-	// A request that is given up early costs two: an honest proxy sends some when
+	// A request that is given up at once costs two: an honest proxy sends some when
 	// its clients hang up. Streams that are served take the count down again.
 	offenceRate = rate{50, 500}
 	// PING, SETTINGS, PRIORITY, GOAWAY and frames of unknown types. We ourselves
@@ -45,6 +45,11 @@ var (
 
 // skippedPart is how many bytes of a frame of an unknown type count as one frame.
 const skippedPart = 4 << 10
+
+// hasty is how soon a stream must be reset to count: who waits so long for an answer
+// holds one of its streams meanwhile, as every request does, and may well be an
+// application that has no patience with its destination.
+const hasty = 100 * time.Millisecond
 
 // smallCredit is the size below which a WINDOW_UPDATE is counted.
 const smallCredit = 1 << 10

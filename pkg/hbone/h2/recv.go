@@ -417,7 +417,7 @@ func (c *conn) peerReset(f *http2.RSTStreamFrame) error {
 		}
 		return nil
 	}
-	early := !c.client && !s.hasAnswer()
+	early := !c.client && !s.hasAnswer() && time.Since(s.begun) < hasty
 	s.abort(&hbone.ResetError{Code: hbone.Code(f.ErrCode), Remote: true})
 	if early {
 		return c.abused(AbuseResets, 2) // a request that costs the client nothing (CVE-2023-44487)

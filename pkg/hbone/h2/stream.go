@@ -22,7 +22,8 @@ type stream struct {
 	done   chan struct{} // closed when both directions have ended on the wire
 	answer chan struct{} // client: closed when the response has arrived
 	resp   hbone.Response
-	cancel func() // server: ends the handler's context; nil once accepted
+	cancel func()    // server: ends the handler's context; nil once accepted
+	begun  time.Time // server: when it was taken on
 
 	sendSide // guarded by c.mu
 	rmu      sync.Mutex
