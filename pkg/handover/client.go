@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/run"
+
+	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
 // callTimeout bounds one request: the store answers from memory.
@@ -182,7 +184,7 @@ func (c *Client) receive(l *link) {
 		select {
 		case l.answers <- answer{m, fds}:
 		case <-time.After(callTimeout):
-			closeAll(fds)
+			packet.Close(fds...)
 			l.err = errors.New("an answer that nobody waits for")
 			return
 		}
@@ -221,12 +223,12 @@ func (c *Client) call(m message, fds []int) (message, []int, error) {
 	select {
 	case a := <-l.answers:
 		if a.ID != m.ID {
-			closeAll(a.fds)
+			packet.Close(a.fds...)
 			l.conn.Close()
-			return message{}, nil, fmt.Errorf("%s: %w: answer to another request", m.Op, errMalformed)
+			return message{}, nil, fmt.Errorf("%s: %w: answer to another request", m.Op, packet.ErrMalformed)
 		}
 		if a.Error != "" {
-			closeAll(a.fds)
+			packet.Close(a.fds...)
 			return message{}, nil, fmt.Errorf("%s: refused: %s", m.Op, a.Error)
 		}
 		return a.message, a.fds, nil

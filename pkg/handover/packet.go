@@ -3,11 +3,10 @@ package handover
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 
-	"golang.org/x/sys/unix"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
 // op is what a message asks for or says.
@@ -38,8 +37,6 @@ type message struct {
 	Status    *Status  `json:"status,omitempty"`
 }
 
-var errMalformed = errors.New("malformed packet")
-
 // maxText bounds every name in a message, in bytes.
 const maxText = 512
 
@@ -48,20 +45,20 @@ func decode(p []byte, fds int) (message, error) {
 	var m message
 	d := json.NewDecoder(bytes.NewReader(p))
 	if err := d.Decode(&m); err != nil {
-		return message{}, fmt.Errorf("%w: %w", errMalformed, err)
+		return message{}, fmt.Errorf("%w: %w", packet.ErrMalformed, err)
 	}
 	if d.More() {
-		return message{}, fmt.Errorf("%w: more than one object", errMalformed)
+		return message{}, fmt.Errorf("%w: more than one object", packet.ErrMalformed)
 	}
 	if m.Version != version {
-		return message{}, fmt.Errorf("%w: version %d, want %d", errMalformed, m.Version, version)
+		return message{}, fmt.Errorf("%w: version %d, want %d", packet.ErrMalformed, m.Version, version)
 	}
 	want := len(m.Names)
 	if m.Op == opSave || m.Op == opAnswer && m.Section != "" {
 		want = 1
 	}
 	if fds != want {
-		return message{}, fmt.Errorf("%w: %s with %d file descriptors, want %d", errMalformed, m.Op, fds, want)
+		return message{}, fmt.Errorf("%w: %s with %d file descriptors, want %d", packet.ErrMalformed, m.Op, fds, want)
 	}
 	return m, m.check()
 }
@@ -69,36 +66,36 @@ func decode(p []byte, fds int) (message, error) {
 // check looks at the names: they become keys of what is kept.
 func (m message) check() error {
 	if len(m.Names) > maxSockets {
-		return fmt.Errorf("%w: %d sockets, at most %d", errMalformed, len(m.Names), maxSockets)
+		return fmt.Errorf("%w: %d sockets, at most %d", packet.ErrMalformed, len(m.Names), maxSockets)
 	}
 	for _, s := range append([]string{m.Pod, m.Namespace, m.Section}, m.Names...) {
 		if len(s) > maxText {
-			return fmt.Errorf("%w: a name of %d bytes", errMalformed, len(s))
+			return fmt.Errorf("%w: a name of %d bytes", packet.ErrMalformed, len(s))
 		}
 	}
 	seen := map[string]bool{}
 	for _, n := range m.Names {
 		if n == "" || seen[n] {
-			return fmt.Errorf("%w: socket name %q is empty or twice", errMalformed, n)
+			return fmt.Errorf("%w: socket name %q is empty or twice", packet.ErrMalformed, n)
 		}
 		seen[n] = true
 	}
 	switch m.Op {
 	case opPut, opTake, opDrop:
 		if m.Pod == "" {
-			return fmt.Errorf("%w: %s without a pod", errMalformed, m.Op)
+			return fmt.Errorf("%w: %s without a pod", packet.ErrMalformed, m.Op)
 		}
 	case opSave, opLoad:
 		if m.Section == "" {
-			return fmt.Errorf("%w: %s without a section", errMalformed, m.Op)
+			return fmt.Errorf("%w: %s without a section", packet.ErrMalformed, m.Op)
 		}
 	case opReport:
 		if m.Status == nil {
-			return fmt.Errorf("%w: report without a status", errMalformed)
+			return fmt.Errorf("%w: report without a status", packet.ErrMalformed)
 		}
 	case opAnswer, opSuperseded:
 	default:
-		return fmt.Errorf("%w: unknown operation %q", errMalformed, m.Op)
+		return fmt.Errorf("%w: unknown operation %q", packet.ErrMalformed, m.Op)
 	}
 	return nil
 }
@@ -110,60 +107,23 @@ func write(c *net.UnixConn, m message, fds []int) error {
 	if err != nil {
 		return err
 	}
-	if len(p) > maxPacket {
-		return fmt.Errorf("%s: packet of %d bytes, the limit is %d", m.Op, len(p), maxPacket)
+	if err := packet.Write(c, p, maxPacket, fds...); err != nil {
+		return fmt.Errorf("%s: %w", m.Op, err)
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
-	_, _, err = c.WriteMsgUnix(p, oob, nil)
-	return err
+	return nil
 }
 
 // read receives one message and its descriptors, which the caller owns.
 func read(c *net.UnixConn) (message, []int, error) {
 	p := make([]byte, maxPacket+1)
-	oob := make([]byte, unix.CmsgSpace(4*(maxSockets+1)))
-	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
+	n, fds, err := packet.Read(c, p, maxSockets+1)
 	if err != nil {
 		return message{}, nil, err
 	}
-	fds, err := descriptors(oob[:oobn])
-	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxPacket) {
-		err = fmt.Errorf("%w: too long", errMalformed)
-	}
-	var m message
-	if err == nil {
-		m, err = decode(p[:n], len(fds))
-	}
+	m, err := decode(p[:n], len(fds))
 	if err != nil {
-		closeAll(fds)
+		packet.Close(fds...)
 		return message{}, nil, err
 	}
 	return m, fds, nil
-}
-
-// descriptors returns what came with a packet. They are close-on-exec: Go's
-// recvmsg asks for it.
-func descriptors(oob []byte) (fds []int, err error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("%w: control message: %w", errMalformed, err)
-	}
-	for _, m := range msgs {
-		got, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			closeAll(fds)
-			return nil, fmt.Errorf("%w: control message: %w", errMalformed, err)
-		}
-		fds = append(fds, got...)
-	}
-	return fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }

@@ -11,7 +11,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
 // StoreConfig configures a Store. The zero value is fine.
@@ -68,17 +68,12 @@ func NewStore(cfg StoreConfig) *Store {
 // Run listens at path until ctx ends, and then lets go of everything.
 func (s *Store) Run(ctx context.Context, path string) error {
 	defer s.Clear()
-	l, err := listen(path)
+	l, err := packet.Listen(path)
 	if err != nil {
 		return fmt.Errorf("handover: listen %s: %w", path, err)
 	}
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	own, err := os.Lstat(path)
-	if err != nil {
-		return fmt.Errorf("handover: listen %s: %w", path, err)
-	}
-	defer removeIfSame(path, own)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -93,34 +88,6 @@ func (s *Store) Run(ctx context.Context, path string) error {
 			return fmt.Errorf("handover: accept: %w", err)
 		}
 		wg.Go(func() { s.Serve(ctx, c) })
-	}
-}
-
-// listen makes the socket beside the path and moves it there, so that there is
-// no moment at which a dialling ztunnel finds nothing.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	next := path + ".new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: next, Net: "unixpacket"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(next, 0o600), os.Rename(next, path)); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-func removeIfSame(path string, own os.FileInfo) {
-	if now, err := os.Lstat(path); err == nil && os.SameFile(own, now) {
-		os.Remove(path)
 	}
 }
 
@@ -156,7 +123,7 @@ func (s *Store) serve(p *peer) error {
 		p.writing.Lock()
 		err = write(p.conn, answer, out)
 		p.writing.Unlock()
-		closeAll(out)
+		packet.Close(out...)
 		if err != nil {
 			return err
 		}
@@ -183,8 +150,8 @@ func (s *Store) handle(p *peer, m message, in []int) (answer message, out []int)
 	case opReport:
 		s.report(p, *m.Status)
 	default:
-		err = fmt.Errorf("%w: %s is no request", errMalformed, m.Op)
-		closeAll(in)
+		err = fmt.Errorf("%w: %s is no request", packet.ErrMalformed, m.Op)
+		packet.Close(in...)
 	}
 	if err != nil {
 		s.cfg.Log.Warn("request refused", "request", string(m.Op), "pod", m.Pod, "section", m.Section, "error", err)
@@ -199,18 +166,18 @@ func (s *Store) handle(p *peer, m message, in []int) (answer message, out []int)
 func (s *Store) put(m message, fds []int) error {
 	pod := mesh.PodUID(m.Pod)
 	if err := checkSockets(fds); err != nil {
-		closeAll(fds)
+		packet.Close(fds...)
 		return err
 	}
 	if s.cfg.Known != nil && !s.cfg.Known(pod) {
-		closeAll(fds)
+		packet.Close(fds...)
 		return errors.New("the pod is not in the mesh")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	held := s.pods[pod]
 	if held == nil && len(s.pods) == maxPods {
-		closeAll(fds)
+		packet.Close(fds...)
 		return fmt.Errorf("more than %d pods", maxPods)
 	}
 	if held != nil && held.namespace != m.Namespace {
@@ -259,7 +226,7 @@ func (s *Store) take(m message) (names []string, fds []int, err error) {
 	for _, name := range slices.Sorted(maps.Keys(held.fds)) {
 		fd, err := duplicate(held.fds[name])
 		if err != nil {
-			closeAll(fds)
+			packet.Close(fds...)
 			return nil, nil, err
 		}
 		names, fds = append(names, name), append(fds, fd)

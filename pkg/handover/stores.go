@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
 // Stores are those that a ztunnel deposits in: the node agent's, and that of the
@@ -21,7 +22,7 @@ func (s Stores) Put(k Key, socks map[string]syscall.Conn) {
 		return
 	}
 	names, fds := make([]string, 0, len(socks)), make([]int, 0, len(socks))
-	defer func() { closeAll(fds) }()
+	defer func() { packet.Close(fds...) }()
 	for name, sock := range socks {
 		fd, err := duplicateOf(sock)
 		if err != nil {

@@ -7,11 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 	wire "github.com/culvert-mesh/culvert/pkg/wire/zds"
 )
 
@@ -54,6 +56,11 @@ type Client struct {
 	handler Handler
 	cfg     ClientConfig
 	up      atomic.Bool
+
+	mu       sync.Mutex
+	retired  bool
+	sessions int
+	leave    context.CancelFunc // ends the present session
 }
 
 // NewClient returns a client of the agent's socket at path.
@@ -73,13 +80,52 @@ func NewClient(path string, h Handler, cfg ClientConfig) *Client {
 // Connected reports whether a session with the agent is up.
 func (c *Client) Connected() bool { return c.up.Load() }
 
-// Run keeps a session with the agent until ctx ends, and then returns nil. It
-// returns an error with ErrViolation in its chain when the agent breaks the
-// protocol's logic: then the state of the two cannot be trusted any more.
+// Retire says that this ztunnel takes no more pods: a session that ends is its last
+// one. The agent gives pods to whoever connected last, which after a restart of the
+// agent may be us, although a successor serves: so a session that is not our first
+// ends at once.
+func (c *Client) Retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.retired = true; c.sessions > 1 && c.leave != nil {
+		c.leave()
+	}
+}
+
+// enter begins a session, unless it is too late for one. leave must be called.
+func (c *Client) enter(ctx context.Context) (session context.Context, leave context.CancelFunc, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.retired {
+		return nil, nil, false
+	}
+	ctx, c.leave = context.WithCancel(ctx)
+	return ctx, c.leave, true
+}
+
+// connected counts a session that has come about. One that came about after Retire
+// ends.
+func (c *Client) connected() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sessions++; c.retired && c.sessions > 1 {
+		c.leave()
+	}
+}
+
+// Run keeps a session with the agent until ctx ends, or after Retire until the
+// session has, and then returns nil. It returns an error with ErrViolation in its
+// chain when the agent breaks the protocol's logic: then the state of the two cannot
+// be trusted any more.
 func (c *Client) Run(ctx context.Context) error {
 	wait, last := c.cfg.MinBackoff, ""
 	for ctx.Err() == nil {
-		done, err := c.session(ctx)
+		inner, leave, ok := c.enter(ctx)
+		if !ok {
+			return nil
+		}
+		done, err := c.session(inner)
+		leave()
 		if errors.Is(err, ErrViolation) {
 			return err
 		}
@@ -123,6 +169,7 @@ func (c *Client) session(ctx context.Context) (done bool, err error) {
 	}
 	c.cfg.Log.Info("connected to the node agent", "path", c.path)
 	c.up.Store(true)
+	c.connected()
 	c.handler.SnapshotBegin()
 	defer c.handler.Disconnected()
 	defer c.up.Store(false)
@@ -144,8 +191,8 @@ type session struct {
 // step answers one request.
 func (s *session) step(ctx context.Context) error {
 	var buf [wire.MaxPacket + 1]byte
-	n, fds, err := readPacket(s.conn, buf[:])
-	if err != nil && !errors.Is(err, errMalformed) {
+	n, fds, err := packet.Read(s.conn, buf[:], maxDescriptors)
+	if err != nil && !errors.Is(err, packet.ErrMalformed) {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("closed by the agent")
 		}
@@ -154,7 +201,7 @@ func (s *session) step(ctx context.Context) error {
 	var m message
 	if err == nil {
 		if m, err = decode(buf[:n], fds); err != nil {
-			closeAll(fds)
+			packet.Close(fds...)
 		}
 	}
 	if err == nil {
@@ -166,7 +213,7 @@ func (s *session) step(ctx context.Context) error {
 	if werr := writePacket(s.conn, encodeAck(err), nil); werr != nil && !errors.Is(err, ErrViolation) {
 		return fmt.Errorf("send ack: %w", werr)
 	}
-	if errors.Is(err, errMalformed) || errors.Is(err, ErrViolation) {
+	if errors.Is(err, packet.ErrMalformed) || errors.Is(err, ErrViolation) {
 		return err
 	}
 	if err != nil {
@@ -201,7 +248,7 @@ func (s *session) handle(ctx context.Context, m message) error {
 // add passes on an Add and the namespace that came with it.
 func (c *Client) add(ctx context.Context, m message) error {
 	if m.noInfo {
-		closeAll([]int{m.fd})
+		packet.Close(m.fd)
 		return fmt.Errorf("%w: add without workload info", ErrViolation)
 	}
 	ns, err := netns.FromFD(m.fd)

@@ -1,25 +1,20 @@
 package zds
 
 import (
-	"errors"
 	"fmt"
 	"net"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 	wire "github.com/culvert-mesh/culvert/pkg/wire/zds"
 )
 
 // maxDescriptors is how many descriptors a packet can bring before the kernel
 // drops the rest; one is the most that is ever right.
 const maxDescriptors = 8
-
-// errMalformed is a packet that cannot be understood: the two ends no longer
-// agree, and the connection is dropped.
-var errMalformed = errors.New("malformed packet")
 
 type kind uint8
 
@@ -48,7 +43,7 @@ type message struct {
 func decode(p []byte, fds []int) (message, error) {
 	var req wire.WorkloadRequest
 	if err := proto.Unmarshal(p, &req); err != nil {
-		return message{}, fmt.Errorf("%w: %w", errMalformed, err)
+		return message{}, fmt.Errorf("%w: %w", packet.ErrMalformed, err)
 	}
 	m := message{fd: -1}
 	switch r := req.Payload.(type) {
@@ -64,14 +59,14 @@ func decode(p []byte, fds []int) (message, error) {
 	case *wire.WorkloadRequest_SnapshotSent:
 		m.kind = kindSnapshotSent
 	default:
-		return message{}, fmt.Errorf("%w: no payload", errMalformed)
+		return message{}, fmt.Errorf("%w: no payload", packet.ErrMalformed)
 	}
 	want := 0
 	if m.kind == kindAdd {
 		want = 1
 	}
 	if len(fds) != want {
-		return message{}, fmt.Errorf("%w: %s with %d file descriptors, want %d", errMalformed, m.kind, len(fds), want)
+		return message{}, fmt.Errorf("%w: %s with %d file descriptors, want %d", packet.ErrMalformed, m.kind, len(fds), want)
 	}
 	if want == 1 {
 		m.fd = fds[0]
@@ -117,10 +112,10 @@ func encodeAck(err error) *wire.WorkloadResponse {
 func decodeAck(p []byte) (string, error) {
 	var res wire.WorkloadResponse
 	if err := proto.Unmarshal(p, &res); err != nil {
-		return "", fmt.Errorf("%w: %w", errMalformed, err)
+		return "", fmt.Errorf("%w: %w", packet.ErrMalformed, err)
 	}
 	if res.GetAck() == nil {
-		return "", fmt.Errorf("%w: no payload", errMalformed)
+		return "", fmt.Errorf("%w: no payload", packet.ErrMalformed)
 	}
 	return res.GetAck().GetError(), nil
 }
@@ -131,58 +126,8 @@ func writePacket(c *net.UnixConn, m proto.Message, ns *netns.NS) error {
 	if err != nil {
 		return err
 	}
-	if len(p) > wire.MaxPacket {
-		return fmt.Errorf("packet of %d bytes, the limit is %d", len(p), wire.MaxPacket)
+	if ns == nil {
+		return packet.Write(c, p, wire.MaxPacket)
 	}
-	var oob []byte
-	if ns != nil {
-		oob = unix.UnixRights(ns.FD())
-	}
-	_, _, err = c.WriteMsgUnix(p, oob, nil)
-	return err
-}
-
-// readPacket receives one packet into p and the descriptors that came with it,
-// which the caller owns. A packet that the kernel had to cut is malformed.
-func readPacket(c *net.UnixConn, p []byte) (n int, fds []int, err error) {
-	oob := make([]byte, unix.CmsgSpace(maxDescriptors*4))
-	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
-	if err != nil {
-		return 0, nil, err
-	}
-	fds, err = descriptors(oob[:oobn])
-	switch {
-	case err != nil:
-	case flags&unix.MSG_CTRUNC != 0:
-		err = fmt.Errorf("%w: more than %d file descriptors", errMalformed, maxDescriptors)
-	case flags&unix.MSG_TRUNC != 0 || n > wire.MaxPacket:
-		err = fmt.Errorf("%w: longer than %d bytes", errMalformed, wire.MaxPacket)
-	}
-	if err != nil {
-		closeAll(fds)
-		return 0, nil, err
-	}
-	return n, fds, nil
-}
-
-func descriptors(oob []byte) (fds []int, err error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("%w: control message: %w", errMalformed, err)
-	}
-	for _, m := range msgs {
-		got, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			closeAll(fds)
-			return nil, fmt.Errorf("%w: control message: %w", errMalformed, err)
-		}
-		fds = append(fds, got...)
-	}
-	return fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
+	return packet.Write(c, p, wire.MaxPacket, ns.FD())
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 	wire "github.com/culvert-mesh/culvert/pkg/wire/zds"
 )
 
@@ -42,7 +43,7 @@ func TestDecode(t *testing.T) {
 		}
 		got, err := decode(raw, c.fds)
 		if c.err != "" {
-			if !errors.Is(err, errMalformed) || !strings.Contains(err.Error(), c.err) {
+			if !errors.Is(err, packet.ErrMalformed) || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s: error %v, want %q", c.name, err, c.err)
 			}
 		} else if err != nil || got != c.want {
@@ -86,7 +87,7 @@ func TestAckFits(t *testing.T) {
 			t.Errorf("ack %q, %v", got, err)
 		}
 	}
-	if _, err := decodeAck(nil); !errors.Is(err, errMalformed) {
+	if _, err := decodeAck(nil); !errors.Is(err, packet.ErrMalformed) {
 		t.Errorf("empty ack: %v", err)
 	}
 }
@@ -106,7 +107,7 @@ func FuzzDecode(f *testing.F) {
 		fds := make([]int, max(0, n%4))
 		m, err := decode(p, fds)
 		if err != nil {
-			if !errors.Is(err, errMalformed) {
+			if !errors.Is(err, packet.ErrMalformed) {
 				t.Fatalf("unclear error %v", err)
 			}
 			return

@@ -13,6 +13,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 	wire "github.com/culvert-mesh/culvert/pkg/wire/zds"
 )
 
@@ -106,14 +107,14 @@ func (p *peer) hello() error {
 	p.conn.SetReadDeadline(time.Now().Add(p.cfg.AckTimeout))
 	defer p.conn.SetReadDeadline(time.Time{})
 	var buf [wire.MaxPacket + 1]byte
-	n, fds, err := readPacket(p.conn, buf[:])
-	closeAll(fds)
+	n, fds, err := packet.Read(p.conn, buf[:], maxDescriptors)
+	packet.Close(fds...)
 	if err != nil {
 		return fmt.Errorf("read hello: %w", err)
 	}
 	var h wire.ZdsHello
 	if err := proto.Unmarshal(buf[:n], &h); err != nil {
-		return fmt.Errorf("read hello: %w: %w", errMalformed, err)
+		return fmt.Errorf("read hello: %w: %w", packet.ErrMalformed, err)
 	}
 	p.log.Info("ztunnel connected", "version", h.GetVersion().String())
 	return nil
@@ -125,8 +126,8 @@ func (p *peer) read() {
 	defer close(p.ended)
 	var buf [wire.MaxPacket + 1]byte
 	for {
-		n, fds, err := readPacket(p.conn, buf[:])
-		closeAll(fds)
+		n, fds, err := packet.Read(p.conn, buf[:], maxDescriptors)
+		packet.Close(fds...)
 		var text string
 		if err == nil {
 			text, err = decodeAck(buf[:n])
@@ -185,7 +186,7 @@ func (p *peer) next(ctx context.Context) error {
 // unexpected takes an ack that no request waits for any more.
 func (p *peer) unexpected(text string) error {
 	if p.owes == nil {
-		return fmt.Errorf("%w: an acknowledgement that nothing asked for", errMalformed)
+		return fmt.Errorf("%w: an acknowledgement that nothing asked for", packet.ErrMalformed)
 	}
 	p.owes.Stop()
 	p.owes = nil

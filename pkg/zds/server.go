@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
 // ServerConfig configures a Server.
@@ -70,16 +69,10 @@ func (s *Server) Connected() int {
 // Run listens until ctx ends. It takes over the path from whoever had it, in one
 // step, and afterwards removes it only if it is still its own.
 func (s *Server) Run(ctx context.Context) error {
-	l, err := s.listen()
+	l, err := packet.Listen(s.path)
 	if err != nil {
 		return fmt.Errorf("zds: listen %s: %w", s.path, err)
 	}
-	own, err := os.Lstat(s.path)
-	if err != nil {
-		l.Close()
-		return fmt.Errorf("zds: listen %s: %w", s.path, err)
-	}
-	defer removeIfSame(s.path, own)
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
 	var wg sync.WaitGroup
@@ -87,35 +80,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.accept(ctx, l, &wg)
 }
 
-// listen makes the socket beside the path and moves it there, so that there is
-// no moment at which a dialling ztunnel finds nothing.
-func (s *Server) listen() (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
-		return nil, err
-	}
-	next := s.path + ".new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: next, Net: "unixpacket"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(next, 0o600), os.Rename(next, s.path)); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-func removeIfSame(path string, own os.FileInfo) {
-	if now, err := os.Lstat(path); err == nil && os.SameFile(own, now) {
-		os.Remove(path)
-	}
-}
-
-func (s *Server) accept(ctx context.Context, l *net.UnixListener, wg *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, l *packet.Listener, wg *sync.WaitGroup) error {
 	var pace pacer
 	for {
 		conn, err := l.AcceptUnix()
@@ -198,28 +163,21 @@ func (s *Server) newest(failed []*peer) *peer {
 
 // Add gives a pod to the newest ztunnel and waits for its answer: nil, a
 // *RefusedError, ErrTimeout, ErrNoZtunnel or ctx's error. When the newest one
-// dies meanwhile, or refuses, the one before it gets the pod: after a restart of
-// the agent the newest connection may be that of a ztunnel that is leaving. ns
-// stays the caller's.
+// dies meanwhile, the one before it gets the pod. ns stays the caller's.
 func (s *Server) Add(ctx context.Context, uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) error {
 	var failed []*peer
-	result := error(ErrNoZtunnel)
 	for {
 		p := s.newest(failed)
 		if p == nil {
-			return fmt.Errorf("add pod %s (%s): %w", info, uid, result)
+			return fmt.Errorf("add pod %s (%s): %w", info, uid, ErrNoZtunnel)
 		}
 		dup, err := ns.Dup()
 		if err != nil {
 			return fmt.Errorf("add pod %s (%s): %w", info, uid, err)
 		}
 		err = p.do(ctx, &request{workload: Workload{uid, info, dup}, kind: kindAdd})
-		var refused *RefusedError
-		if errors.Is(err, errGone) || errors.As(err, &refused) {
+		if errors.Is(err, errGone) {
 			failed = append(failed, p)
-			if refused != nil && result == ErrNoZtunnel {
-				result = refused
-			}
 			continue
 		}
 		if err != nil {

@@ -283,27 +283,52 @@ func TestAddFallsBack(t *testing.T) {
 	older.want(t, "add u1 shop/pod-u1")
 }
 
-// A ztunnel that is leaving may be the last that came back to an agent that has
-// been started again: the pods that it refuses are its successor's.
-func TestRefusedByTheNewest(t *testing.T) {
+// A ztunnel that is leaving gets no pods from an agent that has been started again,
+// to which it may come back after its successor.
+func TestRetired(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, ServerConfig{})
 	ns := netnstest.New(t)
-	successor, leaving := newRecorder(), newRecorder()
-	leaving.refuse["u1"], leaving.refuse["u2"] = errors.New("leaving"), errors.New("leaving")
-	successor.refuse["u2"] = errors.New("no such port")
-	a.client(t, successor)
-	successor.want(t, "begin", "done")
-	a.client(t, leaving)
-	leaving.want(t, "begin", "done")
-	if err := a.add(t, "u1", ns); err != nil {
+	r := newRecorder()
+	c := NewClient(a.path, r, ClientConfig{MaxBackoff: 20 * time.Millisecond})
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(t.Context()) }()
+	drop := func() { // as an agent that ends
+		a.Server.mu.Lock()
+		defer a.Server.mu.Unlock()
+		for _, p := range a.peers {
+			p.conn.Close()
+		}
+	}
+	r.want(t, "begin", "done")
+	drop()
+	r.want(t, "disconnected", "begin", "done")
+	c.Retire()
+	r.want(t, "disconnected")
+	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	leaving.want(t, "add u1 shop/pod-u1")
-	successor.want(t, "add u1 shop/pod-u1")
-	var refused *RefusedError
-	if err := a.add(t, "u2", ns); !errors.As(err, &refused) || refused.Text != "leaving" {
-		t.Errorf("refused by everybody: %v", err)
+
+	r = newRecorder()
+	c = NewClient(a.path, r, ClientConfig{})
+	go func() { ended <- c.Run(t.Context()) }()
+	r.want(t, "begin", "done")
+	c.Retire() // its only session: pods may still be deleted
+	if err := a.Delete(t.Context(), "u1"); err != nil {
+		t.Error(err)
+	}
+	r.want(t, "delete u1")
+	successor := newRecorder()
+	a.client(t, successor)
+	successor.want(t, "begin", "done")
+	if err := a.add(t, "u2", ns); err != nil {
+		t.Error(err)
+	}
+	successor.want(t, "add u2 shop/pod-u2")
+	drop()
+	r.want(t, "disconnected")
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
