@@ -7,6 +7,7 @@ package h2
 //	                    way, and bytes queued whose credit is held back
 //	stream window       what it has grown by: so much of the stream's queue is paid for
 //	queue of a stream   what exceeds that, when it is queued
+//	block to be sent    all of it, but for the smallest blocks
 //
 // Queued bytes are credited to the connection at once while the budget lasts, so
 // that a stalled stream holds up nobody; when it does not they wait, within the

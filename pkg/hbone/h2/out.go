@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/culvert-mesh/culvert/pkg/hbone"
 	"github.com/culvert-mesh/culvert/pkg/tlsconn"
 )
 
@@ -22,6 +23,7 @@ type outBlock struct {
 	per   int // records in a frame
 	n     int // bytes of payload
 	taken bool
+	paid  *hbone.Budget // what it was taken from; nil if it was not
 
 	places [maxOutRecords][]byte // what space returns
 }
@@ -49,8 +51,24 @@ func newOut(class, peerFrame int) *outBlock {
 	return b
 }
 
+// borrowOut is newOut within the budget: a peer that reads nothing keeps what waits
+// for it. When the budget is used up a smallest block has to do, which every stream
+// may have.
+func (c *conn) borrowOut(class int) *outBlock {
+	for class > 0 && !c.budget.Take(int64(outSizes[class])) {
+		class--
+	}
+	b := newOut(class, c.peerFrame)
+	if class > 0 {
+		b.paid = c.budget
+	}
+	return b
+}
+
 // free gives b back.
 func (b *outBlock) free() {
+	b.paid.Give(int64(len(b.data)))
+	b.paid = nil
 	borrowed.Add(-int64(len(b.data)))
 	b.n, b.taken = 0, false
 	outPools[b.class].Put(b)

@@ -298,7 +298,7 @@ func (c *conn) reserveBlock(s *stream, class int) (*outBlock, int) {
 	if min(s.sendWin, c.sendWin) <= 0 || s.err != nil {
 		return nil, 0
 	}
-	b := newOut(class, c.peerFrame)
+	b := c.borrowOut(class)
 	return b, c.reserveLocked(s, b.capacity())
 }
 

@@ -113,7 +113,7 @@ func (s *stream) writeSome(p []byte) (int, error) {
 		s.c.mu.Unlock()
 		return 0, err
 	}
-	b := newOut(outClass(min(len(p), int(min(s.sendWin, s.c.sendWin)))), s.c.peerFrame)
+	b := s.c.borrowOut(outClass(min(len(p), int(min(s.sendWin, s.c.sendWin)))))
 	n := s.c.reserveLocked(s, min(len(p), b.capacity()))
 	s.c.mu.Unlock()
 	b.copyFrom(p[:n])
