@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // kill9 kills a component, or a pod's process by the beginning of the pod's name,
@@ -28,6 +30,20 @@ func kill9(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s does not run", args[0])
 	}
 	ts.Check(kill(pid))
+}
+
+// componentOf returns the process of a component of a mesh, 0 if it does not run.
+func componentOf(ctx context.Context, c *laptop.Client, name string) (pid int, err error) {
+	st, err := c.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range st.Components {
+		if c.Name == name {
+			pid = c.PID
+		}
+	}
+	return pid, nil
 }
 
 // processOf returns the process of a component or of a pod in a mesh, 0 if it does
@@ -84,25 +100,24 @@ func kill(pid int) error {
 var killers sync.Map
 
 // keepDead kills a component now, and again as often as it comes back, until
-// letLive.
+// letLive: before it can serve, also where starting a program to ask for the
+// process would take longer than that.
 func keepDead(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: keepdead COMPONENT")
 	}
 	kill9(ts, false, args)
-	mesh, stop, stopped := ts.Getenv("CULVERT_NAME"), make(chan struct{}), make(chan struct{})
-	end := sync.OnceFunc(func() { close(stop); <-stopped })
+	mesh, stopped := ts.Getenv("CULVERT_NAME"), make(chan struct{})
+	client, err := laptop.NewClient(mesh)
+	ts.Check(err)
+	ctx, stop := context.WithCancel(context.Background())
+	end := sync.OnceFunc(func() { stop(); <-stopped })
 	killers.Store(mesh+"/"+args[0], end)
 	ts.Defer(end)
 	go func() {
 		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-			if pid, err := processOf(mesh, args[0]); err == nil && pid != 0 {
+		for run.Sleep(ctx, 2*time.Millisecond) == nil {
+			if pid, err := componentOf(ctx, client, args[0]); err == nil && pid != 0 {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}

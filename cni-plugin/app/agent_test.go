@@ -399,14 +399,12 @@ func TestLabelsFlipLive(t *testing.T) {
 	if z.ruled > 0 {
 		t.Errorf("%d pods were redirected before ztunnel had them", z.ruled)
 	}
-	raw, err := os.ReadFile(w.cfg.Eligibility)
-	var e eligible.File
-	if err := json.Unmarshal(raw, &e); err != nil {
-		t.Fatal(err)
-	}
-	if err != nil || !e.Pods["shop/cart-u2"].InMesh || e.Pods["shop/cart-u1"].InMesh || e.AmbientNamespaces["shop"] {
-		t.Errorf("eligibility %s, %v", raw, err)
-	}
+	w.await("the file says who is in", func() bool {
+		raw, err := os.ReadFile(w.cfg.Eligibility)
+		var e eligible.File
+		return err == nil && json.Unmarshal(raw, &e) == nil &&
+			e.Pods["shop/cart-u2"].InMesh && !e.Pods["shop/cart-u1"].InMesh && !e.AmbientNamespaces["shop"]
+	})
 }
 
 // Connections that the rules redirected hold the last of them in place until
