@@ -180,6 +180,9 @@ func (a *App) leave(ctx context.Context) {
 		until = beside
 	}
 	a.setLeaving(handover.Draining, until)
+	if a.zds != nil {
+		a.zds.Retire()
+	}
 	a.yieldPorts()
 	a.log.Info("draining", "open", a.pods.Open(), "successor", superseded, "deadline", time.Until(until).Round(time.Second))
 	deadline, done := context.WithDeadline(ctx, until)
