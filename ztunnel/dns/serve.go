@@ -172,8 +172,22 @@ type conn struct {
 	*net.TCPConn
 	from  from
 	slots chan struct{} // queries under way
+	asked atomic.Bool   // it has had a query
 
 	mu sync.Mutex // one answer at a time
+}
+
+// firstTime is how long a connection may take to its first query when no more is
+// wanted: its client has just connected, to us and not to a successor.
+const firstTime = time.Second
+
+// retire lets the connection end when it is idle.
+func (c *conn) retire() {
+	if c.asked.Load() {
+		c.SetReadDeadline(time.Unix(1, 0))
+	} else {
+		c.SetReadDeadline(time.Now().Add(firstTime))
+	}
 }
 
 // ServeConn answers the queries of a connection, which it closes when the client has
@@ -210,7 +224,7 @@ func (s *Server) serveConn(c *conn) {
 	for {
 		c.SetReadDeadline(time.Now().Add(idleTime))
 		if s.drains.Load() { // looked at afterwards, so that Drain is not undone
-			c.SetReadDeadline(time.Unix(1, 0))
+			c.retire()
 		}
 		raw, err := readMessage(c)
 		if err != nil {
@@ -219,6 +233,7 @@ func (s *Server) serveConn(c *conn) {
 			}
 			return
 		}
+		c.asked.Store(true)
 		select {
 		case c.slots <- struct{}{}:
 		case <-s.life.Done():

@@ -122,7 +122,12 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer idle.Close()
-	until(t, "it is accepted", func() bool { return r.value(t, "culvert_ztunnel_dns_connections", "") == 1 })
+	fresh, err := dns.DialTimeout("tcp", r.addr.String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fresh.Close()
+	until(t, "they are accepted", func() bool { return r.value(t, "culvert_ztunnel_dns_connections", "") == 2 })
 	got := make(chan int, 2)
 	for _, tcp := range []bool{false, true} {
 		go func() { got <- len(r.ask(t, tcp, question("a.test", dns.TypeA)).Answer) }()
@@ -130,6 +135,10 @@ func TestDrain(t *testing.T) {
 	until(t, "both wait", func() bool { return r.value(t, "culvert_ztunnel_dns_waiting", "") == 2 })
 	drained := make(chan struct{})
 	go func() { defer close(drained); r.Drain(t.Context()) }()
+	until(t, "it drains", r.drains.Load)
+	if err := fresh.WriteMsg(question("b.test", dns.TypeA)); err != nil {
+		t.Error(err)
+	}
 	idle.SetDeadline(time.Now().Add(patience))
 	if _, err := idle.Read(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the idle connection: %v", err)
@@ -139,6 +148,10 @@ func TestDrain(t *testing.T) {
 		if n := <-got; n != 1 {
 			t.Errorf("%d answers", n)
 		}
+	}
+	fresh.SetDeadline(time.Now().Add(patience))
+	if answer, err := fresh.ReadMsg(); err != nil || len(answer.Answer) != 1 {
+		t.Errorf("who had just connected: %v, %v", answer, err)
 	}
 	<-drained
 }

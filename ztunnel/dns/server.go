@@ -67,13 +67,13 @@ func (s *Server) Close() {
 	})
 }
 
-// Drain lets the queries that wait end, and idle connections at once, until ctx
-// ends. The sockets must have been stopped before.
+// Drain lets the queries that wait end, and idle connections at once or, where no
+// query has come yet, soon, until ctx ends. The sockets must have been stopped before.
 func (s *Server) Drain(ctx context.Context) {
 	s.drains.Store(true)
 	s.mu.Lock()
 	for c := range s.open {
-		c.SetReadDeadline(time.Unix(1, 0))
+		c.retire()
 	}
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, s.Close)
