@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -118,4 +119,60 @@ func TestUnreadBulk(t *testing.T) {
 			t.Errorf("%d bytes of the budget are never given back", used)
 		}
 	})
+}
+
+// fromAddr is a connection of which only the source counts.
+type fromAddr struct {
+	net.Conn
+	addr string
+}
+
+func (f fromAddr) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(f.addr))
+}
+
+// Who hangs up and comes back gets no new share while the old one is in use: bytes
+// that applications have not taken stay after their connection.
+func TestShareOutlivesConnections(t *testing.T) {
+	t.Parallel()
+	s := NewServer(ServerConfig{Budget: hbone.NewBudget(64 << 20)})
+	c := fromAddr{addr: "10.0.0.1:1"}
+	first, err := s.arrive(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Force(1000)
+	s.depart(c)
+	if again, _ := s.arrive(c); again != first {
+		t.Error("another share for the same source")
+	}
+	s.depart(c)
+	first.Give(1000)
+	other := fromAddr{addr: "10.0.0.2:1"}
+	if _, err := s.arrive(other); err != nil {
+		t.Fatal(err)
+	}
+	s.depart(other)
+	if n := len(s.sources); n != 0 {
+		t.Errorf("%d sources are remembered", n)
+	}
+}
+
+// Connections alone, without a stream, use up no more of the budget than a share and
+// the smallest window each.
+func TestIdleConnectionsOfOneSource(t *testing.T) {
+	t.Parallel()
+	whole := hbone.NewBudget(64 << 20)
+	s := NewServer(ServerConfig{Budget: whole})
+	share, err := s.arrive(fromAddr{addr: "10.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const conns = 256
+	for range conns {
+		newConn(&script{}, false, s.settings(share), share, nil).reserveWindow()
+	}
+	if used, _ := whole.Used(); used > 17<<20+conns*defaultWindow {
+		t.Errorf("%d connections use %d MiB", conns, used>>20)
+	}
 }

@@ -125,7 +125,7 @@ func (s *Server) ServeConn(c net.Conn) error {
 	if err != nil {
 		return s.failed(c, err)
 	}
-	hc := newConn(tc, false, s.cfg.Settings, share, s.cfg.Log)
+	hc := newConn(tc, false, s.settings(share), share, s.cfg.Log)
 	hc.socket = socket(c)
 	hc.serverSide = s.newSide(tc)
 	hc.peer = hc.incoming.PeerCerts
@@ -174,6 +174,7 @@ func (s *Server) arrive(c net.Conn) (*hbone.Budget, error) {
 	addr := remoteAddr(c).Addr()
 	src := s.sources[addr]
 	if src == nil {
+		s.forgetSources()
 		src = &source{share: s.cfg.Budget.Share()}
 		s.sources[addr] = src
 	}
@@ -191,7 +192,35 @@ func (s *Server) depart(c net.Conn) {
 	defer s.mu.Unlock()
 	addr := remoteAddr(c).Addr()
 	if src := s.sources[addr]; src != nil {
-		if src.conns--; src.conns == 0 {
+		src.conns--
+		if src.over() {
+			delete(s.sources, addr)
+		}
+	}
+}
+
+// settings are those of a new connection: its window is reserved whatever there is
+// room for, so that a source which has used up its share gets the smallest.
+func (s *Server) settings(share *hbone.Budget) Settings {
+	set := s.cfg.Settings
+	if share.Exhausted() {
+		set.ConnWindow = defaultWindow
+	}
+	return set
+}
+
+// over reports whether nothing is left of a source. What its peers sent may wait for
+// an application longer than the connection lasts: a new share for who comes back
+// would be one share more each time.
+func (src *source) over() bool {
+	used, _ := src.share.Used()
+	return src.conns == 0 && used == 0
+}
+
+// forgetSources drops those of which nothing is left. s.mu is held.
+func (s *Server) forgetSources() {
+	for addr, src := range s.sources {
+		if src.over() {
 			delete(s.sources, addr)
 		}
 	}
