@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // compareMain brings one mesh up per path, runs the rounds and prints the table.
@@ -95,6 +96,7 @@ func (b *bench) run(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
+				fmt.Fprintln(os.Stderr, "bench:  ", s.figures(one))
 				b.samples[s.name][p.name] = append(b.samples[s.name][p.name], one)
 			}
 		}
@@ -106,9 +108,17 @@ func (b *bench) run(ctx context.Context) error {
 // descriptors, of the pipes too.
 const relayIdle = 2000
 
+// settle is how long nothing happens before a proxy is called at rest.
+const settle = 3 * time.Second
+
 // measureMemory comes first: what a load leaves behind in a heap would hide what
 // an idle connection costs.
 func (b *bench) measureMemory(ctx context.Context) error {
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for _, p := range b.paths {
 		rest, err := p.resident()
 		if err != nil {

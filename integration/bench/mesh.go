@@ -226,7 +226,7 @@ func (p *path) inPod(ctx context.Context, pod string, args ...string) *exec.Cmd 
 
 // measure runs one round of one scenario.
 func (p *path) measure(ctx context.Context, s scenario, d time.Duration) (sample, error) {
-	before, err := p.cpu()
+	cpu, wrote, err := p.spent()
 	if err != nil {
 		return sample{}, err
 	}
@@ -241,20 +241,28 @@ func (p *path) measure(ctx context.Context, s scenario, d time.Duration) (sample
 	if err := json.Unmarshal(out, &one.Result); err != nil {
 		return sample{}, fmt.Errorf("%s on %s: %w", s.name, p.name, err)
 	}
-	after, err := p.cpu()
-	one.cpuSeconds = after - before
+	cpuNow, wroteNow, err := p.spent()
+	one.cpuSeconds = cpuNow - cpu
+	one.written = written{wroteNow.bytes - wrote.bytes, wroteNow.calls - wrote.calls}
 	return one, err
 }
 
-func (p *path) cpu() (total float64, err error) {
+// spent returns what the proxies have used and written since they started.
+func (p *path) spent() (cpu float64, wrote written, err error) {
 	for _, pid := range p.proxies {
 		s, err := cpuSeconds(pid)
 		if err != nil {
-			return 0, fmt.Errorf("proxy of %s: %w", p.name, err)
+			return 0, wrote, fmt.Errorf("proxy of %s: %w", p.name, err)
 		}
-		total += s
+		w, err := writtenBy(pid)
+		if err != nil {
+			return 0, wrote, fmt.Errorf("proxy of %s: %w", p.name, err)
+		}
+		cpu += s
+		wrote.bytes += w.bytes
+		wrote.calls += w.calls
 	}
-	return total, nil
+	return cpu, wrote, nil
 }
 
 func (p *path) resident() (total uint64, err error) {

@@ -32,6 +32,30 @@ func cpuSeconds(pid int) (float64, error) {
 	return (user + system) / clockTick, nil
 }
 
+// written is what a process has written so far, to files and sockets; what a kernel
+// splices is not among it.
+type written struct{ bytes, calls uint64 }
+
+// writtenBy reads a process's account of what it has written.
+func writtenBy(pid int) (w written, err error) {
+	name := fmt.Sprintf("/proc/%d/io", pid)
+	account, err := os.ReadFile(name)
+	if err != nil {
+		return w, err
+	}
+	for line := range strings.Lines(string(account)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		into := map[string]*uint64{"wchar": &w.bytes, "syscw": &w.calls}[key]
+		if into == nil {
+			continue
+		}
+		if *into, err = strconv.ParseUint(value, 10, 64); err != nil {
+			return w, fmt.Errorf("%s: unexpected form", name)
+		}
+	}
+	return w, nil
+}
+
 // residentBytes returns the memory that a process holds (VmRSS).
 func residentBytes(pid int) (uint64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

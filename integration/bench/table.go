@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -35,6 +36,7 @@ type metric struct {
 type sample struct {
 	Result
 	cpuSeconds float64 // of both proxies
+	written    written // by both proxies
 }
 
 func (s scenario) metrics() []metric {
@@ -45,6 +47,7 @@ func (s scenario) metrics() []metric {
 		return []metric{
 			{"rate", "Gbit/s", func(s sample) float64 { return float64(s.Bytes) * 8 / 1e9 / s.Seconds }},
 			cpuPer("s/GB", func(s sample) float64 { return float64(s.Bytes) / 1e9 }),
+			{"in one write", "kB", func(s sample) float64 { return float64(s.written.bytes) / 1e3 / float64(max(1, s.written.calls)) }},
 		}
 	}
 	return []metric{
@@ -54,6 +57,15 @@ func (s scenario) metrics() []metric {
 		cpuPer("s/1000", func(s sample) float64 { return float64(s.Ops) / 1000 }),
 		{"failed", "", func(s sample) float64 { return float64(s.Errors) }},
 	}
+}
+
+// figures is one sample as a line.
+func (s scenario) figures(one sample) string {
+	var all []string
+	for _, m := range s.metrics() {
+		all = append(all, strings.TrimSpace(fmt.Sprintf("%s %s %s", m.name, number(m.value(one)), m.unit)))
+	}
+	return strings.Join(all, ", ")
 }
 
 func median(xs []float64) float64 {
