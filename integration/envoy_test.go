@@ -205,13 +205,7 @@ func TestEnvoy(t *testing.T) {
   waypoint: {destination: "one/%s", hboneMtlsPort: 15008}
 `, wp.IP4))
 	n.policies = nil
-	n.policy(`- name: only-client
-  namespace: default
-  scope: WorkloadSelector
-  action: Allow
-  rules:
-  - - - serviceAccounts: [{namespace: default, serviceAccount: client}, {namespace: default, serviceAccount: envoy}]
-`)
+	n.allow("only-client", "client", "envoy")
 	n.gw.envoy(t, envoy{terminate: n.gw.to})
 	wp.envoy(t, envoy{
 		terminate: map[string]netip.AddrPort{"10.99.0.9:80": netip.AddrPortFrom(program.IP4, 7000)},

@@ -29,9 +29,7 @@ func (a *agent) store(t *testing.T) *handover.Store {
 func TestZtunnelSupervised(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
-	client, server := f.pod("client", "node-1"), f.pod("server", "node-2")
-	server.listen(t, 7000, echo)
-	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
+	client, server, a1, a2 := f.clientAndServer()
 	f.program = supervisor(t)
 	f.ztunnel("node-1", a1, nil)
 	z := f.ztunnel("node-2", a2, nil)
@@ -95,9 +93,7 @@ func onlyChild(t *testing.T, pid int) int {
 func TestZtunnelSocketsWait(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
-	client, server := f.pod("client", "node-1"), f.pod("server", "node-2")
-	server.listen(t, 7000, echo)
-	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
+	client, server, a1, a2 := f.clientAndServer()
 	kept := a1.store(t)
 	a2.store(t)
 	z := f.ztunnel("node-1", a1, nil, "CONNECTION_TERMINATION_DEADLINE=1h")

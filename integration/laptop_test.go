@@ -21,7 +21,6 @@ import (
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
 	"github.com/culvert-mesh/culvert/integration/programs"
-	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // bin is the folder of the programs under test.
@@ -31,29 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(testProcess) == "ztunnel" {
 		os.Exit(ztunnelProcess()) // a program under test, started by a test
 	}
-	runtest.NotAgain()
-	status, err := buildAndRun(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(status)
-}
-
-func buildAndRun(m *testing.M) (int, error) {
-	if os.Getuid() != 0 {
-		return 1, fmt.Errorf("these tests need root, to make network namespaces: run them with sudo")
-	}
-	dir, err := os.MkdirTemp("", "culvert-integration-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	bin = dir
-	if err := programs.Build(dir, os.Environ()); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
+	programs.Main(m, &bin)
 }
 
 func TestScripts(t *testing.T) {

@@ -128,13 +128,7 @@ func layNetworks(t *testing.T) *networks {
 	service("bare", "one/10.99.0.2", "")
 	service("shop", "one/10.99.0.3", "  waypoint: {destination: default/waypoint.default.svc.cluster.local, hboneMtlsPort: 15008}\n")
 	service("waypoint", "two/10.99.0.4", "  subjectAltNames: [\"spiffe://cluster.local/ns/default/sa/waypoint\"]\n")
-	f.policy(`- name: only-client
-  namespace: default
-  scope: WorkloadSelector
-  action: Allow
-  rules:
-  - - - serviceAccounts: [{namespace: default, serviceAccount: client}]
-`)
+	f.allow("only-client", "client")
 	n.server.listen(t, 7000, echo)
 	wp.terminate(t, answerAuthority)
 	n.gw.to["echo.default.svc.cluster.local:80"] = netip.AddrPortFrom(n.server.IP4, mesh.PortHBONE)

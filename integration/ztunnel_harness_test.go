@@ -115,6 +115,30 @@ func (f *field) service(name, vip string, ports string) {
 
 func (f *field) policy(yaml string) { f.policies = append(f.policies, yaml) }
 
+// allow adds a policy for the workloads that name it: only these service accounts.
+func (f *field) allow(name string, accounts ...string) {
+	var from []string
+	for _, a := range accounts {
+		from = append(from, "{namespace: default, serviceAccount: "+a+"}")
+	}
+	f.policy(fmt.Sprintf(`- name: %s
+  namespace: default
+  scope: WorkloadSelector
+  action: Allow
+  rules:
+  - - - serviceAccounts: [%s]
+`, name, strings.Join(from, ", ")))
+}
+
+// clientAndServer adds a pod on either of two nodes, the server with an echo at port
+// 7000, and the nodes' agents.
+func (f *field) clientAndServer() (client, server *pod, a1, a2 *agent) {
+	f.t.Helper()
+	client, server = f.pod("client", "node-1"), f.pod("server", "node-2")
+	server.listen(f.t, 7000, echo)
+	return client, server, f.agent("node-1", client), f.agent("node-2", server)
+}
+
 func (f *field) meshFile() string {
 	list := func(name string, items []string) string {
 		if len(items) == 0 {

@@ -51,13 +51,7 @@ func newPair(t *testing.T) *pair {
 	p.guarded = f.pod("guarded", "node-2", `authorizationPolicies: ["default/only-friends"]`)
 	f.pod("dead", "node-2", `services: {default/echo.default.svc.cluster.local: {80: 7000}}`)
 	f.service("echo", "10.99.0.1", "{80: 7000}")
-	f.policy(`- name: only-friends
-  namespace: default
-  scope: WorkloadSelector
-  action: Allow
-  rules:
-  - - - serviceAccounts: [{namespace: default, serviceAccount: friend}]
-`)
+	f.allow("only-friends", "friend")
 	p.server.listen(t, 7000, echo)
 	p.guarded.listen(t, 7000, echo)
 	p.stranger.listen(t, 7000, echo)
@@ -355,11 +349,8 @@ func (p *pair) metrics(t *testing.T) {
 func TestZtunnelDrain(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
-	client := f.pod("client", "node-1")
-	server := f.pod("server", "node-2")
+	client, server, a1, a2 := f.clientAndServer()
 	stranger := f.outside("stranger")
-	server.listen(t, 7000, echo)
-	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
 	front, back := f.ztunnel("node-1", a1, nil), f.ztunnel("node-2", a2, nil)
 
 	load, stop := context.WithCancel(t.Context())
@@ -552,9 +543,7 @@ func forward(t *testing.T, ns *netns.NS, addr netip.AddrPort, target string) {
 func TestZtunnelKilled(t *testing.T) {
 	t.Parallel()
 	f := newField(t)
-	client, server := f.pod("client", "node-1"), f.pod("server", "node-2")
-	server.listen(t, 7000, echo)
-	a1, a2 := f.agent("node-1", client), f.agent("node-2", server)
+	client, server, a1, a2 := f.clientAndServer()
 	f.ztunnel("node-1", a1, nil)
 	old := f.ztunnel("node-2", a2, nil)
 	open := client.dial(t, server.IP4, 7000)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/integration/programs"
-	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // soak asks for the long form of every fault, again and again for so long.
@@ -20,31 +19,7 @@ var soak = flag.Duration("soak", 0, "do every fault in its long form, over and o
 // bin is the folder of the programs under test.
 var bin string
 
-func TestMain(m *testing.M) {
-	runtest.NotAgain()
-	status, err := buildAndRun(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(status)
-}
-
-func buildAndRun(m *testing.M) (int, error) {
-	if os.Getuid() != 0 {
-		return 1, fmt.Errorf("these tests need root, to make network namespaces: run them with sudo")
-	}
-	dir, err := os.MkdirTemp("", "culvert-faults-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	bin = dir
-	if err := programs.Build(dir, os.Environ()); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
-}
+func TestMain(m *testing.M) { programs.Main(m, &bin) }
 
 // meshes counts those of this process.
 var meshes atomic.Int32

@@ -6,10 +6,11 @@
 //
 // Test packages run side by side. What one of them compiles another need not
 // compile again, provided that it is the same (the flags are those of `make build`)
-// and that it waits for it.
+// and that it waits for it. Their TestMain is Main.
 package programs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,10 +18,40 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 )
 
 // module is the import path of this repository.
 const module = "github.com/culvert-mesh/culvert"
+
+// Main builds the programs into a folder of its own, tells bin where that is, runs
+// the tests and ends the process.
+func Main(m interface{ Run() int }, bin *string) {
+	runtest.NotAgain()
+	status, err := buildAndRun(m, bin)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func buildAndRun(m interface{ Run() int }, bin *string) (status int, err error) {
+	if os.Getuid() != 0 {
+		return 1, errors.New("these tests need root, to make network namespaces: run them with sudo")
+	}
+	dir, err := os.MkdirTemp("", "culvert-programs-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	if err := Build(dir, os.Environ()); err != nil {
+		return 1, err
+	}
+	*bin = dir
+	return m.Run(), nil
+}
 
 // Build builds culvert and ztunnel into a folder, with the environment of the
 // test: with the race detector if that says CULVERT_RACE=1. It waits while another
