@@ -500,3 +500,30 @@ func FuzzCiphertext(f *testing.F) {
 		}
 	})
 }
+
+// A socket that ends without close_notify has been cut, and says so, though it ends
+// between two records; in TLS 1.2 as well.
+func TestTruncation(t *testing.T) {
+	t.Parallel()
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		ca := hbonetest.NewCA(t)
+		a, b := hbonetest.TCPPair(t)
+		cfg := ca.Client(t, clientID, serverID)
+		cfg.MinVersion, cfg.MaxVersion = version, version
+		peer := tls.Client(b, cfg)
+		shook := make(chan error, 1)
+		go func() { shook <- peer.Handshake() }()
+		srv := ca.Server(t, serverID)
+		srv.MinVersion = tls.VersionTLS12
+		c, err := Server(context.Background(), a, srv)
+		if err := errors.Join(err, <-shook); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = peer.Write([]byte("half of it"))
+		_ = b.CloseWrite()
+		got, err := io.ReadAll(c)
+		if string(got) != "half of it" || err != io.ErrUnexpectedEOF {
+			t.Errorf("TLS %x: %q, %v", version, got, err)
+		}
+	}
+}

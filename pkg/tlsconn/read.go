@@ -18,7 +18,11 @@ func (c *Conn) Wait() error {
 		batches.Put(c.plain)
 		c.plain = nil
 	}
-	return c.t.fill()
+	err := c.t.fill()
+	if err == io.EOF { // without close_notify: somebody has cut it (RFC 8446 §6.1)
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // Records appends to dst the plaintext of all records that have been received,

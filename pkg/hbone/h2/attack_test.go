@@ -437,7 +437,7 @@ func TestConnectionsOfOneSource(t *testing.T) {
 	hbonetest.Until(t, "room for another", func() bool {
 		tg.server.mu.Lock()
 		defer tg.server.mu.Unlock()
-		return len(tg.server.conns) < 3
+		return tg.server.sources[netip.MustParseAddr("127.0.0.1")].conns < 3
 	})
 	tg.attack(false)
 }

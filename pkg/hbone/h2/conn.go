@@ -198,8 +198,8 @@ func (c *conn) lost(err error) error {
 		return reason.New(reason.TLSFailure, "open tunnel", c.t.RemoteAddr().String(), err)
 	case !c.peerSet:
 		return reason.New(reason.TunnelHandshake, "open tunnel", c.t.RemoteAddr().String(), err)
-	case len(c.streams) == 0 && (c.finish || errors.Is(err, io.EOF)):
-		return errFinished
+	case len(c.streams) == 0 && (c.finish || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)):
+		return errFinished // without a stream there is nothing that a cut could hide
 	}
 	return reason.New(reason.TunnelClosed, "read tunnel", c.t.RemoteAddr().String(), err)
 }
