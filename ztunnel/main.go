@@ -20,6 +20,7 @@ import (
 )
 
 func main() {
+	slacken()
 	_, child := os.LookupEnv(supervise.FDVariable)
 	if supervised(os.Args[1:], os.Getpid(), child) {
 		os.Exit(keepRunning())
