@@ -46,7 +46,11 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 		if err != nil {
 			return fmt.Errorf("log level: %w", err)
 		}
-		return serve(ctx, cfg, slog.New(logging.NewHandler(w, cfg.LogFormat, levels)), levels)
+		log := slog.New(logging.NewHandler(w, cfg.LogFormat, levels))
+		if cfg.Uninstall {
+			return uninstall(cfg, log)
+		}
+		return serve(ctx, cfg, log, levels)
 	})
 }
 

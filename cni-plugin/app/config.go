@@ -31,6 +31,7 @@ type Config struct {
 	Kubeconfig  string         // how to reach it; "" = as a pod does
 	Proc        string         // the node's procfs, where namespaces are found unless in NetnsDir
 	CNI         install.Config // where the CNI plugin is kept installed; no Folder = nowhere
+	Uninstall   bool           // take the plugin off the node and end
 	Eligibility string         // file that says who is in the mesh; "" = none
 	AdminListen netip.AddrPort // health, metrics and status over TCP; invalid = none
 
@@ -74,6 +75,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.CNI.Binary, "cni-plugin", "/usr/local/bin/culvert-cni", "the plugin's program, to be copied there")
 	fs.StringVar(&c.CNI.Own, "cni-own-conf", "", "name of a CNI configuration of our own, before the cluster's; default: the cluster's is added to")
 	fs.StringVar(&c.CNI.Only, "cni-conf", "", "name of the cluster's CNI configuration; default: the first")
+	fs.BoolVar(&c.Uninstall, "uninstall", false, "take the plugin out of --cni-conf-dir and --cni-bin-dir, and end")
 	fs.StringVar(&c.Eligibility, "eligibility", "", "file to keep the list of pods in the mesh in")
 	fs.StringVar(&admin, "admin-listen", "", "address for health, metrics and status, such as :15014")
 	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", env.Bool("AMBIENT_DNS_CAPTURE", true), "capture DNS of pods that do not say otherwise")
@@ -119,6 +121,8 @@ func (c Config) validate(rest []string) error {
 		return errors.New("--patches-out is required (or --kube)")
 	case !c.Kube && c.NetnsDir == "":
 		return errors.New("--netns-dir is required (or --kube)")
+	case c.Uninstall && c.CNI.Folder == "":
+		return errors.New("--uninstall needs --cni-conf-dir: what it is to be taken out of")
 	case c.CNI.Folder != "" && c.Eligibility == "":
 		return errors.New("--eligibility is required with --cni-conf-dir: the plugin goes by it when no agent answers")
 	}

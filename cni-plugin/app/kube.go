@@ -65,3 +65,17 @@ func newInstaller(cfg Config, log *slog.Logger) (*install.Installer, error) {
 	c.Entry, c.Log = entry, log
 	return install.New(c), nil
 }
+
+// uninstall takes the plugin off the node. It is for when the mesh goes, not for
+// an upgrade; no agent may run, or it would put the plugin back.
+func uninstall(cfg Config, log *slog.Logger) error {
+	installer, err := newInstaller(cfg, log)
+	if err != nil {
+		return err
+	}
+	if err := installer.Remove(); err != nil {
+		return fmt.Errorf("uninstall the CNI plugin: %w", err)
+	}
+	log.Info("CNI plugin removed", "folder", cfg.CNI.Folder)
+	return nil
+}

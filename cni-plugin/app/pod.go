@@ -65,6 +65,7 @@ type pod struct {
 	taken   bool // a ztunnel took it from an earlier agent
 	noted   string
 	noteSet bool // noted is what the patches folder says
+	missed  bool // its runtime may have asked while no agent answered
 }
 
 func newPod(a *Agent, spec enroll.Pod) *pod {
@@ -156,7 +157,7 @@ func (p *pod) resume() {
 	<-p.turn
 	defer p.unlock()
 	note := p.spec.Annotations[enroll.AnnotationRedirection]
-	p.noted, p.noteSet = note, true
+	p.noted, p.noteSet, p.missed = note, true, !p.agent.Ready() && len(p.spec.IPs) == 0
 	ns, err := p.agent.parts.Finder.Find(p.uid)
 	if err == nil {
 		if err = podns.Check(ns, p.spec.IPs); err != nil {
@@ -184,7 +185,7 @@ func (p *pod) resume() {
 func (p *pod) joinRunning(ctx context.Context, spec enroll.Pod, c enroll.Capture) error {
 	if p.ns == nil {
 		if len(spec.IPs) == 0 {
-			return nil
+			return p.prompt()
 		}
 		ns, err := p.agent.parts.Finder.Find(p.uid)
 		if err != nil {
@@ -199,6 +200,17 @@ func (p *pod) joinRunning(ctx context.Context, spec enroll.Pod, c enroll.Capture
 	return p.join(ctx, spec, c)
 }
 
+// prompt has the kubelet try at once to start a pod that it could not start without
+// an agent: after a failure it waits ten seconds or more, unless the pod changes.
+// So the pod changes as soon as an attempt can succeed.
+func (p *pod) prompt() error {
+	if !p.missed || p.agent.zds.Connected() == 0 {
+		return nil
+	}
+	p.missed = false
+	return p.annotate(enroll.RedirectionPending)
+}
+
 // adopt takes over a namespace as the pod's. A pod whose sandbox was made anew
 // has another one than before.
 func (p *pod) adopt(ns *netns.NS) {
@@ -210,7 +222,7 @@ func (p *pod) adopt(ns *netns.NS) {
 	if old != nil {
 		p.agent.store.Drop(p.uid)
 	}
-	p.ns, p.rules, p.state, p.torn, p.taken = ns, "", out, false, false
+	p.ns, p.rules, p.state, p.torn, p.taken, p.missed = ns, "", out, false, false, false
 	p.publish(ns, false)
 	old.Close()
 }
