@@ -62,12 +62,6 @@ type statusError struct {
 
 func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.text) }
 
-// isMissing reports whether an object, or its kind, is not there.
-func isMissing(err error) bool {
-	var status *statusError
-	return errors.As(err, &status) && status.code == http.StatusNotFound
-}
-
 func (c *client) do(ctx context.Context, method, path, contentType string, body []byte, answer any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+controlIP+":6443"+path, bytes.NewReader(body))
 	if err != nil {
@@ -96,20 +90,6 @@ func (c *client) get(ctx context.Context, path string, answer any) error {
 	return c.do(ctx, http.MethodGet, path, "application/json", nil, answer)
 }
 
-// remove deletes an object at once, whatever it does; one that is not there is no error.
-func (c *client) remove(ctx context.Context, path string) error {
-	err := c.do(ctx, http.MethodDelete, path, "application/json", []byte(`{"gracePeriodSeconds":1,"propagationPolicy":"Background"}`), nil)
-	if isMissing(err) {
-		return nil
-	}
-	return err
-}
-
-// patch merges into an object.
-func (c *client) patch(ctx context.Context, path, merge string) error {
-	return c.do(ctx, http.MethodPatch, path, "application/merge-patch+json", []byte(merge), nil)
-}
-
 // resources are the kinds that apply knows: their path, and whether they are in a
 // namespace.
 var resources = map[string]struct {
@@ -120,9 +100,7 @@ var resources = map[string]struct {
 	"CustomResourceDefinition": {"customresourcedefinitions", false}, "ServiceAccount": {"serviceaccounts", true},
 	"ConfigMap": {"configmaps", true}, "Service": {"services", true}, "Pod": {"pods", true}, "Job": {"jobs", true},
 	"Deployment": {"deployments", true}, "PeerAuthentication": {"peerauthentications", true},
-	"AuthorizationPolicy": {"authorizationpolicies", true}, "ValidatingAdmissionPolicy": {"validatingadmissionpolicies", false},
-	"ValidatingAdmissionPolicyBinding": {"validatingadmissionpolicybindings", false},
-}
+	"AuthorizationPolicy": {"authorizationpolicies", true}}
 
 // apply makes the objects of some YAML as they are written there.
 func (c *client) apply(ctx context.Context, documents string) error {

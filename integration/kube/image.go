@@ -53,7 +53,7 @@ func writeImage(file, name, entrypoint, program string) error {
 	if err != nil {
 		return err
 	}
-	config, err := object(typeConfig, map[string]any{
+	config, err := jsonBlob(typeConfig, map[string]any{
 		"os": "linux", "architecture": runtime.GOARCH,
 		"config": map[string]any{"Entrypoint": strings.Fields(entrypoint), "WorkingDir": "/", "Env": []string{"PATH=/"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + blob{content: layer}.digest()}},
@@ -61,7 +61,7 @@ func writeImage(file, name, entrypoint, program string) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := object(typeManifest, map[string]any{
+	manifest, err := jsonBlob(typeManifest, map[string]any{
 		"schemaVersion": 2, "mediaType": typeManifest, "config": config.descriptor(), "layers": []any{packed.descriptor()},
 	})
 	if err != nil {
@@ -69,7 +69,7 @@ func writeImage(file, name, entrypoint, program string) error {
 	}
 	named := manifest.descriptor()
 	named["annotations"] = map[string]string{"io.containerd.image.name": name}
-	index, err := object(typeIndex, map[string]any{"schemaVersion": 2, "mediaType": typeIndex, "manifests": []any{named}})
+	index, err := jsonBlob(typeIndex, map[string]any{"schemaVersion": 2, "mediaType": typeIndex, "manifests": []any{named}})
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func writeImage(file, name, entrypoint, program string) error {
 	return os.WriteFile(file, whole, 0o644)
 }
 
-func object(mediaType string, v any) (blob, error) {
+func jsonBlob(mediaType string, v any) (blob, error) {
 	content, err := json.Marshal(v)
 	return blob{mediaType, content}, err
 }

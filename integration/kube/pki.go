@@ -67,7 +67,7 @@ func writePKI(l layout) error {
 			file string
 			by   *issuer
 			subject
-		}{"kubelet-" + n, ca, who})
+		}{"serving-" + n, ca, who})
 		users["kubelet-"+n] = subject{user: who.user, group: who.group}
 	}
 	for _, c := range certs {

@@ -139,7 +139,7 @@ func serve() error {
 func healthy(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/grpc")
 	w.Header().Set("Trailer", "Grpc-Status")
-	w.Write([]byte{0, 0, 0, 0, 2, 1<<3 | 0, 1})
+	w.Write([]byte{0, 0, 0, 0, 2, 1 << 3, 1})
 	w.Header().Set("Grpc-Status", "0")
 }
 
