@@ -192,10 +192,11 @@ func (f far) close() {
 // meanwhile, so while nothing has answered another endpoint of the service can
 // be tried in the place of one that failed.
 func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *record) (far, error) {
+	p.node.retries.earn()
 	for attempt := 1; ; attempt++ {
 		rec.chose(flow.Source, r)
-		f, err := p.attempt(ctx, flow, r, rec, attempt < attempts && r.Balanced)
-		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) {
+		f, err := p.attempt(ctx, flow, r, rec, attempt < attempts && r.Balanced && p.node.retries.left(time.Now()))
+		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) || !p.node.retries.spend(time.Now()) {
 			return f, err
 		}
 		flow.Avoid = append(slices.Clip(flow.Avoid), r.Picked.UID)

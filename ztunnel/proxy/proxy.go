@@ -118,6 +118,7 @@ type Node struct {
 
 	sources  sources
 	abuse    abuse
+	retries  retries
 	suspects suspects
 	flights  flights
 
