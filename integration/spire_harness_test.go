@@ -19,7 +19,7 @@ import (
 )
 
 // long bounds what waits for certificates to be renewed or to end.
-const long = 90 * time.Second
+const long = 3 * time.Minute
 
 // programs of SPIRE, and ours, as CULVERT_SPIRE and CULVERT_BIN name their folders.
 func program(t testing.TB, folder, name string) string {
