@@ -12,7 +12,9 @@ package environ
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,13 +22,14 @@ import (
 
 // Env is an environment and the mistakes found in it.
 type Env struct {
-	vars map[string]string
-	errs []error
+	vars  map[string]string
+	asked map[string]bool
+	errs  []error
 }
 
 // New takes "NAME=value" pairs; a later pair wins.
 func New(environ []string) *Env {
-	e := &Env{vars: make(map[string]string, len(environ))}
+	e := &Env{vars: make(map[string]string, len(environ)), asked: map[string]bool{}}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		e.vars[name] = value
@@ -37,6 +40,15 @@ func New(environ []string) *Env {
 // Err returns every mistake so far, nil without one.
 func (e *Env) Err() error { return errors.Join(e.errs...) }
 
+// Asked returns the names that were read so far, sorted; a prefix ends in "*". It is
+// for tests, which compare it with the documents.
+func (e *Env) Asked() []string { return slices.Sorted(maps.Keys(e.asked)) }
+
+func (e *Env) get(name string) string {
+	e.asked[name] = true
+	return e.vars[name]
+}
+
 // Failf notes a mistake in a variable.
 func (e *Env) Failf(name, format string, args ...any) {
 	e.errs = append(e.errs, fmt.Errorf("%s: %s", name, fmt.Sprintf(format, args...)))
@@ -44,13 +56,14 @@ func (e *Env) Failf(name, format string, args ...any) {
 
 // Lookup tells a variable that is set to nothing from one that is not set.
 func (e *Env) Lookup(name string) (string, bool) {
+	e.asked[name] = true
 	v, ok := e.vars[name]
 	return v, ok
 }
 
 // Text returns a variable as it is.
 func (e *Env) Text(name, fallback string) string {
-	if v := e.vars[name]; v != "" {
+	if v := e.get(name); v != "" {
 		return v
 	}
 	return fallback
@@ -58,7 +71,7 @@ func (e *Env) Text(name, fallback string) string {
 
 // Required returns a variable that must be set.
 func (e *Env) Required(name string) string {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		e.Failf(name, "is required")
 	}
@@ -67,7 +80,7 @@ func (e *Env) Required(name string) string {
 
 // Bool accepts exactly "true" and "false".
 func (e *Env) Bool(name string, fallback bool) bool {
-	switch v := e.vars[name]; v {
+	switch v := e.get(name); v {
 	case "":
 		return fallback
 	case "true":
@@ -83,7 +96,7 @@ func (e *Env) Bool(name string, fallback bool) bool {
 // Duration accepts Go's notation and whole days, such as "5m", "1h30m" and "2d";
 // not negative ones.
 func (e *Env) Duration(name string, fallback time.Duration) time.Duration {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		return fallback
 	}
@@ -105,7 +118,7 @@ func parseDuration(s string) (time.Duration, error) {
 
 // Integer accepts a decimal number within [lowest, highest].
 func (e *Env) Integer(name string, fallback, lowest, highest uint64) uint64 {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		return fallback
 	}
@@ -124,6 +137,7 @@ func (e *Env) Port(name string, fallback uint16) uint16 {
 
 // Prefixed collects NAME=value for every variable prefix+NAME.
 func (e *Env) Prefixed(prefix string) map[string]string {
+	e.asked[prefix+"*"] = true
 	out := map[string]string{}
 	for name, v := range e.vars {
 		if rest, ok := strings.CutPrefix(name, prefix); ok && rest != "" {
@@ -146,7 +160,7 @@ func (e *Env) Refuse(name string, asked bool) {
 // less, one second less of a short period. Without the variable it is fallback.
 func (e *Env) DrainTime(fallback time.Duration) time.Duration {
 	const name = "TERMINATION_GRACE_PERIOD_SECONDS"
-	if e.vars[name] == "" {
+	if e.get(name) == "" {
 		return fallback
 	}
 	grace := time.Duration(e.Integer(name, 0, 0, math.MaxInt32)) * time.Second

@@ -60,7 +60,7 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 		return err
 	}
 	runtime.GOMAXPROCS(cmp.Or(cfg.Threads, defaultThreads(runtime.GOMAXPROCS(0))))
-	debug.SetMemoryLimit(memoryLimit(os.DirFS("/sys/fs/cgroup")))
+	debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), memoryLimit(os.DirFS("/sys/fs/cgroup")))) // GOMEMLIMIT may be less
 	return logging.During(out, 0, func(w *logging.Writer) error {
 		a, err := New(cfg, w)
 		if err != nil {

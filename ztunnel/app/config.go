@@ -22,7 +22,7 @@ import (
 )
 
 // Config is everything that a ztunnel is told at start. ParseConfig fills it from
-// the environment (protocols, Appendix A); nothing else reads the environment.
+// the environment (docs/ztunnel-environment.md); nothing else reads the environment.
 type Config struct {
 	NodeName       string       // Kubernetes node; "" matches pods of every node
 	PodName        string       // ztunnel's own pod
@@ -115,8 +115,9 @@ const (
 
 // ParseConfig reads a Config from "NAME=value" pairs and from the mesh-wide file
 // that upstream reads. Every mistake is reported, each with the variable's name.
-func ParseConfig(environment []string) (Config, error) {
-	e := environ.New(environment)
+func ParseConfig(environment []string) (Config, error) { return readConfig(environ.New(environment)) }
+
+func readConfig(e *environ.Env) (Config, error) {
 	pc, err := readProxyConfig(e)
 	if err != nil {
 		return Config{}, err
