@@ -420,7 +420,7 @@ func encode(t testing.TB, h Header, records []Record) []byte {
 
 func TestSection(t *testing.T) {
 	t.Parallel()
-	want := Header{Saved: time.Unix(0, 1e18), Contact: time.Unix(0, 9e17)}
+	want := Header{Saved: time.Unix(0, 1e18), Contact: time.Unix(0, 9e17), Origin: OriginOf("n", "td")}
 	records := sample(1000)
 	p := encode(t, want, records)
 	var got []Record

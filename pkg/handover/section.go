@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/flate"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,15 +17,15 @@ import (
 
 // A section is
 //
-//	magic(8) saved(8) contact(8) | DEFLATE of records, then an empty name | CRC-32C(4)
+//	magic(8) saved(8) contact(8) origin(16) | DEFLATE of records, then an empty name | CRC-32C(4)
 //
 // with times in nanoseconds since 1970 (0 = none), big-endian. A record is three
 // byte strings, each after its length as a uvarint: name, version, body. The
 // checksum is of everything before it. Another layout gets another magic.
-const magic = "culvert1"
+const magic = "culvert2"
 
 const (
-	headerSize = len(magic) + 16
+	headerSize = len(magic) + 8 + 8 + len(Origin{})
 	maxField   = 16 << 20 // bytes of a name, a version or a body
 	maxRecords = 1 << 30  // bytes of all records together
 )
@@ -35,6 +36,22 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Header struct {
 	Saved   time.Time
 	Contact time.Time // when the control plane was last heard of; zero = never
+	Origin  Origin
+}
+
+// Origin says whose knowledge a section is: that of a node of a mesh. Whoever is
+// configured to be somebody else must not go on with it.
+type Origin [16]byte
+
+// OriginOf makes an Origin of the names that count, in their order.
+func OriginOf(names ...string) (o Origin) {
+	h := sha256.New()
+	for _, n := range names {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(n))))
+		h.Write([]byte(n))
+	}
+	copy(o[:], h.Sum(nil))
+	return o
 }
 
 // Record is one thing that is known, under the name and in the version by which
@@ -52,6 +69,7 @@ func Encode(w io.Writer, h Header, records iter.Seq[Record]) error {
 	head = append(head, magic...)
 	head = binary.BigEndian.AppendUint64(head, nanos(h.Saved))
 	head = binary.BigEndian.AppendUint64(head, nanos(h.Contact))
+	head = append(head, h.Origin[:]...)
 	if _, err := sum.Write(head); err != nil {
 		return err
 	}
@@ -119,6 +137,15 @@ func (s *summed) Write(p []byte) (int, error) {
 
 var errDamaged = errors.New("section is damaged")
 
+// From returns whose knowledge a section is; false if it is no section.
+func From(p []byte) (o Origin, ok bool) {
+	if len(p) < headerSize || string(p[:len(magic)]) != magic {
+		return o, false
+	}
+	copy(o[:], p[headerSize-len(o):])
+	return o, true
+}
+
 // Decode reads a section and calls take for every record; an error of it ends the
 // reading. A record's body is the caller's.
 func Decode(p []byte, take func(Record) error) (Header, error) {
@@ -130,6 +157,7 @@ func Decode(p []byte, take func(Record) error) (Header, error) {
 		return Header{}, fmt.Errorf("%w: checksum", errDamaged)
 	}
 	h := Header{
+		Origin:  Origin(p[headerSize-len(Origin{}) : headerSize]),
 		Saved:   fromNanos(binary.BigEndian.Uint64(p[len(magic):])),
 		Contact: fromNanos(binary.BigEndian.Uint64(p[len(magic)+8:])),
 	}

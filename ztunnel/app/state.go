@@ -47,6 +47,7 @@ type section struct {
 	name    string
 	settle  time.Duration
 	records func() iter.Seq[handover.Record]
+	known   func() bool // there is something to save: nothing must not take its place
 	dirty   atomic.Bool
 	ready   time.Time // when the present change is to be saved; zero = not decided
 	due     time.Time // not saved before
@@ -55,6 +56,7 @@ type section struct {
 // saver deposits what has changed. poke may be called from anywhere.
 type saver struct {
 	stores   handover.Stores
+	origin   handover.Origin
 	heard    func() time.Time
 	certs    func() uint64 // changes when a certificate does
 	log      *slog.Logger
@@ -62,8 +64,8 @@ type saver struct {
 	wake     chan struct{}
 }
 
-func (s *saver) add(name string, settle time.Duration, records func() iter.Seq[handover.Record]) {
-	s.sections = append(s.sections, &section{name: name, settle: settle, records: records})
+func (s *saver) add(name string, settle time.Duration, known func() bool, records func() iter.Seq[handover.Record]) {
+	s.sections = append(s.sections, &section{name: name, settle: settle, known: known, records: records})
 }
 
 // poke notes that a section has changed; "" = all of them.
@@ -113,14 +115,18 @@ func (s *saver) Run(ctx context.Context) error {
 // is that of the large section's encoding; it is paid for by waiting.
 func (s *saver) saveDue(now time.Time) (next time.Duration) {
 	for _, sec := range s.sections {
-		if !sec.dirty.Load() {
+		if !sec.dirty.Load() || !sec.known() {
 			continue
 		}
 		if !s.stores.Attached() || s.stores.Superseded() {
 			continue // it is saved when there is a store that wants it
 		}
 		if sec.ready.IsZero() { // of a burst of changes this is the first
-			if sec.ready = now.Add(sec.settle); sec.ready.Before(sec.due) {
+			settle := sec.settle
+			if sec.due.IsZero() {
+				settle = min(settle, settleSmall) // the first time: until then a crash is a cold start
+			}
+			if sec.ready = now.Add(settle); sec.ready.Before(sec.due) {
 				sec.ready = sec.due
 			}
 		}
@@ -149,7 +155,7 @@ func (s *saver) saveDue(now time.Time) (next time.Duration) {
 }
 
 func (s *saver) save(sec *section) error {
-	head, records := handover.Header{Saved: time.Now(), Contact: s.heard()}, sec.records()
+	head, records := handover.Header{Saved: time.Now(), Contact: s.heard(), Origin: s.origin}, sec.records()
 	f, err := handover.Seal("culvert-"+sec.name, func(w io.Writer) error { return handover.Encode(w, head, records) })
 	if err != nil {
 		return err
@@ -164,16 +170,36 @@ func (s *saver) save(sec *section) error {
 // buildSaver lays out what is saved. On demand only names that are in use are
 // known, and they are asked for again.
 func (a *App) buildSaver() {
-	a.saver = &saver{stores: a.stores, heard: a.heard, certs: a.issued, log: a.log, wake: make(chan struct{}, 1)}
+	a.saver = &saver{stores: a.stores, origin: a.cfg.origin(), heard: a.heard, certs: a.issued, log: a.log, wake: make(chan struct{}, 1)}
 	if len(a.stores) == 0 {
 		return
 	}
-	a.saver.add(sectionCertificates, settleSmall, a.certificateRecords)
-	a.saver.add(sectionContact, settleSmall, func() iter.Seq[handover.Record] { return func(func(handover.Record) bool) {} })
+	// A ztunnel that could not load what its predecessor left knows nothing at first,
+	// and leaves it where it is.
+	issued := func() bool { return a.issued() != 0 }
+	meshKnown := func() bool { return isClosed(a.known) }
+	a.saver.add(sectionCertificates, settleSmall, issued, a.certificateRecords)
+	a.saver.add(sectionContact, settleSmall, meshKnown, func() iter.Seq[handover.Record] { return func(func(handover.Record) bool) {} })
 	if a.xds != nil && a.demand == nil {
-		a.saver.add(sectionPolicies, settleSmall, a.policyRecords)
-		a.saver.add(sectionAddresses, settleLarge, a.addressRecords)
+		a.saver.add(sectionPolicies, settleSmall, meshKnown, a.policyRecords)
+		a.saver.add(sectionAddresses, settleLarge, meshKnown, a.addressRecords)
 	}
+}
+
+// origin says whose knowledge ours is.
+func (c Config) origin() handover.Origin {
+	return handover.OriginOf(c.NodeName, c.TrustDomain, string(c.Cluster), string(c.Network))
+}
+
+// load returns a section that a predecessor left, nil for none. What somebody else
+// left, of another mesh or node, is none: policies and certificates would be wrong.
+func (a *App) load(section string) []byte {
+	p := a.stores.Load(section)
+	if from, ok := handover.From(p); ok && from != a.cfg.origin() {
+		a.log.Warn("state of another node, cluster or trust domain not taken over", "section", section)
+		return nil
+	}
+	return p
 }
 
 // heard returns up to when what we know was current.
@@ -286,7 +312,7 @@ func (a *App) restore() {
 	if a.xds == nil || a.demand != nil {
 		return
 	}
-	policies, addresses := a.stores.Load(sectionPolicies), a.stores.Load(sectionAddresses)
+	policies, addresses := a.load(sectionPolicies), a.load(sectionAddresses)
 	if policies == nil || addresses == nil {
 		return
 	}
@@ -303,7 +329,7 @@ func (a *App) restore() {
 }
 
 func (a *App) restoreCertificates() error {
-	p := a.stores.Load(sectionCertificates)
+	p := a.load(sectionCertificates)
 	if p == nil {
 		return nil
 	}
@@ -323,7 +349,7 @@ func (a *App) restoreMesh(policies, addresses []byte) (r restored, err error) {
 	}
 	b.flush()
 	r = restored{Contact: heads[1].Contact, Policies: len(told), Known: len(known)}
-	if p := a.stores.Load(sectionContact); p != nil {
+	if p := a.load(sectionContact); p != nil {
 		if h, err := handover.Decode(p, func(handover.Record) error { return nil }); err == nil && h.Contact.After(r.Contact) {
 			r.Contact = h.Contact
 		}

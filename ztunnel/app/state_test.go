@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +118,30 @@ func TestKnowledgeIsHandedOver(t *testing.T) {
 		t.Error("the readiness port still says that the control plane is away")
 	}
 	stop()
+	server.Stop()
+	for _, other := range []string{"TRUST_DOMAIN=other.local", "CLUSTER_ID=other", "NODE_NAME=other"} {
+		third, log, stop := startApp(t, append(slices.Clone(environ), other)...)
+		hbonetest.Until(t, "a look at what is left", func() bool { return third.stores.Attached() })
+		stop()
+		if third.restored.Load() != nil || third.certs.Held(id) || third.store.Policy(p.Name) != nil {
+			t.Errorf("%s goes on with what somebody else knew:\n%s", other, log)
+		}
+	}
+}
+
+// TestOrigin: each of the names that make a node of a mesh what it is counts.
+func TestOrigin(t *testing.T) {
+	t.Parallel()
+	environ := []string{"FAKE_CA=true", "INPOD_UDS=", "NODE_NAME=n"}
+	own := parse(t, environ...).origin()
+	if own != parse(t, environ...).origin() {
+		t.Error("of another origin than itself")
+	}
+	for _, other := range []string{"NODE_NAME=other", "TRUST_DOMAIN=other", "CLUSTER_ID=other", "NETWORK=other"} {
+		if parse(t, append(slices.Clone(environ), other)...).origin() == own {
+			t.Errorf("%s does not count", other)
+		}
+	}
 }
 
 // TestDamagedKnowledge: what cannot be trusted is not half believed.
@@ -234,10 +259,15 @@ func TestStateIsSavedAgain(t *testing.T) {
 	records := func() iter.Seq[handover.Record] {
 		return func(yield func(handover.Record) bool) { yield(handover.Record{Name: "p"}) }
 	}
+	known := false
 	s := &saver{stores: handover.Stores{c}, heard: func() time.Time { return time.Time{} }, log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1)}
-	s.add(sectionPolicies, 0, records)
+	s.add(sectionPolicies, 0, func() bool { return known }, records)
 	s.poke(sectionPolicies)
 	now := time.Now()
+	if next := s.saveDue(now); next != 0 {
+		t.Error("nothing is known, and it is to be saved over what a predecessor left")
+	}
+	known = true
 	if next := s.saveDue(now); next <= 0 {
 		t.Fatal("nobody comes back for what was not saved")
 	}
