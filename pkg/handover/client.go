@@ -16,8 +16,9 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/packet"
 )
 
-// callTimeout bounds one request: the store answers from memory.
-const callTimeout = 2 * time.Second
+// callTimeout bounds one request. The store answers from memory, but an answer that
+// is not waited for is a start without what the predecessor knew.
+const callTimeout = 10 * time.Second
 
 // Waits between two attempts to connect. Dialling a local socket costs nothing,
 // and what dies before the store is back is lost.

@@ -289,6 +289,7 @@ func (a *App) awaitSnapshot(ctx context.Context) error {
 	select {
 	case <-a.xds.FirstSnapshot():
 		a.know()
+		a.saver.poke(sectionContact) // and so saves what came before
 		a.log.Info("the mesh is known")
 	case <-ctx.Done():
 	}
