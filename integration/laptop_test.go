@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(testProcess) == "ztunnel" {
 		os.Exit(ztunnelProcess()) // a program under test, started by a test
 	}
-	programs.Main(m, &bin)
+	programs.Main(m, &bin, os.Environ())
 }
 
 func TestScripts(t *testing.T) {

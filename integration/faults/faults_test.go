@@ -19,7 +19,7 @@ var soak = flag.Duration("soak", 0, "do every fault in its long form, over and o
 // bin is the folder of the programs under test.
 var bin string
 
-func TestMain(m *testing.M) { programs.Main(m, &bin) }
+func TestMain(m *testing.M) { programs.Main(m, &bin, os.Environ()) }
 
 // meshes counts those of this process.
 var meshes atomic.Int32

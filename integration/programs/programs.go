@@ -26,10 +26,10 @@ import (
 const module = "github.com/culvert-mesh/culvert"
 
 // Main builds the programs into a folder of its own, tells bin where that is, runs
-// the tests and ends the process.
-func Main(m interface{ Run() int }, bin *string) {
+// the tests and ends the process. environ is that of Build.
+func Main(m interface{ Run() int }, bin *string, environ []string) {
 	runtest.NotAgain()
-	status, err := buildAndRun(m, bin)
+	status, err := buildAndRun(m, bin, environ)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		status = 1
@@ -37,7 +37,7 @@ func Main(m interface{ Run() int }, bin *string) {
 	os.Exit(status)
 }
 
-func buildAndRun(m interface{ Run() int }, bin *string) (status int, err error) {
+func buildAndRun(m interface{ Run() int }, bin *string, environ []string) (status int, err error) {
 	if os.Getuid() != 0 {
 		return 1, errors.New("these tests need root, to make network namespaces: run them with sudo")
 	}
@@ -46,7 +46,7 @@ func buildAndRun(m interface{ Run() int }, bin *string) (status int, err error) 
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	if err := Build(dir, os.Environ()); err != nil {
+	if err := Build(dir, environ); err != nil {
 		return 1, err
 	}
 	*bin = dir
