@@ -3,6 +3,7 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -164,15 +165,23 @@ func (st *typeState) note(added []Resource, removed []string, rejected []Rejecte
 	for _, r := range rejected {
 		bad[r.Name] = true
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for _, name := range removed {
-		st.forgetLocked(name)
-	}
-	for _, r := range added {
-		if !bad[r.Name] {
-			st.holdLocked(r)
+	for some := range slices.Chunk(removed, breath) {
+		st.mu.Lock()
+		for _, name := range some {
+			st.forgetLocked(name)
 		}
+		st.mu.Unlock()
+		runtime.Gosched()
+	}
+	for some := range slices.Chunk(added, breath) {
+		st.mu.Lock()
+		for _, r := range some {
+			if !bad[r.Name] {
+				st.holdLocked(r)
+			}
+		}
+		st.mu.Unlock()
+		runtime.Gosched()
 	}
 }
 

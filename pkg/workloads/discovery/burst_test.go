@@ -57,7 +57,7 @@ func waitsUntil(done <-chan struct{}) (waits []time.Duration) {
 	}
 }
 
-func resources(b *testing.B, from, to int, revision string) (out []xds.Resource) {
+func resources(b testing.TB, from, to int, revision string) (out []xds.Resource) {
 	for i := from; i < to; i++ {
 		service := mesh.ServiceName{Namespace: fmt.Sprint("ns-", i/10%100), Hostname: fmt.Sprint("app-", i/10, ".svc")}
 		w := &mesh.Workload{
