@@ -40,8 +40,10 @@ const (
 	// leastPercent bounds what collecting costs: at most five times what is
 	// allocated is looked at.
 	leastPercent = 20
-	// hoard is how much unused memory is kept back from the system.
-	hoard = 48 << 20
+	// hoard is how much unused memory is kept back from the system, and reserve how
+	// much when a busy time is over.
+	hoard   = 48 << 20
+	reserve = 2 << 20
 	// tending is how often we look.
 	tending = time.Second
 )
@@ -69,7 +71,7 @@ func tendMemory(ctx context.Context) error {
 	}
 	ticker := time.NewTicker(tending)
 	defer ticker.Stop()
-	m := memory{percent: 100}
+	m := memory{percent: 100, busy: true}
 	for {
 		select {
 		case <-ctx.Done():
@@ -85,10 +87,13 @@ type memory struct {
 	percent int
 	unused  uint64 // by the heap, and not given back
 	total   uint64 // ever allocated
+	busy    bool   // much was allocated in the last second
+	settled bool   // starting is over
 }
 
 // look compares the heap with what it was: memory that is unused while little is
-// allocated will not be needed soon.
+// allocated will not be needed soon, least of all when a busy time has just ended.
+// The first of these is our start, with which much of the program's code is over.
 func (m *memory) look() {
 	s := []metrics.Sample{
 		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
@@ -103,7 +108,13 @@ func (m *memory) look() {
 	quiet := total-m.total < garbage/4
 	m.total = total
 	m.unused = free + max(objects, live) - live
-	if quiet && m.unused > hoard {
+	over := quiet && m.busy
+	m.busy = !quiet
+	if over && !m.settled {
+		m.settled = true
+		_ = unmapProgram() // without /proc it stays
+	}
+	if over && m.unused > reserve || quiet && m.unused > hoard {
 		debug.FreeOSMemory()
 	}
 }
