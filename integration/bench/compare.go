@@ -108,17 +108,22 @@ func (b *bench) run(ctx context.Context) error {
 // descriptors, of the pipes too.
 const relayIdle = 2000
 
-// settle is how long nothing happens before a proxy is called at rest.
-const settle = 3 * time.Second
+// settle is how long nothing happens before a proxy is called at rest, and a
+// connection idle.
+const settle = 4 * time.Second
+
+// pause waits, or until ctx ends: whatever is measured then is not printed.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
 
 // measureMemory comes first: what a load leaves behind in a heap would hide what
 // an idle connection costs.
 func (b *bench) measureMemory(ctx context.Context) error {
-	select {
-	case <-time.After(settle):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	pause(ctx, settle)
 	for _, p := range b.paths {
 		rest, err := p.resident()
 		if err != nil {

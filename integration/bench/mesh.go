@@ -297,6 +297,7 @@ func (p *path) measureHeld(ctx context.Context, mode string, conns int) (uint64,
 	if err != nil || line != "holding\n" {
 		return 0, errors.Join(fmt.Errorf("%s connections on %s: load said %q", mode, p.name, line), err, cmd.Wait())
 	}
+	pause(ctx, settle)
 	n, err := p.resident()
 	stdin.Close()
 	io.Copy(io.Discard, stdout)
