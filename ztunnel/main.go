@@ -20,7 +20,6 @@ import (
 )
 
 func main() {
-	slacken()
 	_, child := os.LookupEnv(supervise.FDVariable)
 	if supervised(os.Args[1:], os.Getpid(), child) {
 		os.Exit(keepRunning())
