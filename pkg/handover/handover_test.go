@@ -451,3 +451,21 @@ func TestSection(t *testing.T) {
 		t.Errorf("empty: %+v, %v", h, err)
 	}
 }
+
+// A pod that leaves while its sockets arrive leaves none behind: they would keep its
+// network namespace alive, and nobody would come to drop them.
+func TestPodLeavesMeanwhile(t *testing.T) {
+	t.Parallel()
+	asked := 0
+	store := NewStore(StoreConfig{Known: func(mesh.PodUID) bool { asked++; return asked == 1 }})
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.put(message{Op: opPut, Pod: "p", Namespace: "n", Names: []string{"s"}}, []int{fd}); err == nil {
+		t.Error("taken")
+	}
+	if pods, sockets := store.Held(); pods != 0 || sockets != 0 {
+		t.Errorf("%d sockets of %d pods are left", sockets, pods)
+	}
+}

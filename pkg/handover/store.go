@@ -169,10 +169,26 @@ func (s *Store) put(m message, fds []int) error {
 		packet.Close(fds...)
 		return err
 	}
-	if s.cfg.Known != nil && !s.cfg.Known(pod) {
+	if !s.known(pod) {
 		packet.Close(fds...)
-		return errors.New("the pod is not in the mesh")
+		return errForeign
 	}
+	if err := s.keep(pod, m, fds); err != nil {
+		return err
+	}
+	if !s.known(pod) { // it has left meanwhile, and been dropped before there was anything
+		s.Drop(pod)
+		return errForeign
+	}
+	return nil
+}
+
+var errForeign = errors.New("the pod is not in the mesh")
+
+func (s *Store) known(pod mesh.PodUID) bool { return s.cfg.Known == nil || s.cfg.Known(pod) }
+
+// keep is put for a pod that is known.
+func (s *Store) keep(pod mesh.PodUID, m message, fds []int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	held := s.pods[pod]
