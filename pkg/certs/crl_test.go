@@ -141,10 +141,16 @@ func TestRevocationWithoutRoom(t *testing.T) {
 	t.Parallel()
 	root := newCA(t, "root", nil)
 	front, cart := root.svid(t, identity("frontend")), root.svid(t, identity("cart"))
-	r, knowing := revoking(t, root.crl(t, nil, cart.Chain[0]))
-	certs.FillIssuers(r, newCA(t, "another", nil).cert)
-	if err := meet(t, knowing, certs.Profile{}, front, cart); reason.Of(err) != reason.CertRevoked {
-		t.Errorf("at the handshake: %v", err)
+	namesake := newCA(t, "root", nil)
+	for name, test := range map[string]struct {
+		by   *testCA
+		want reason.Reason
+	}{"its authority": {root, reason.CertRevoked}, "a namesake": {namesake, reason.None}} {
+		r, knowing := revoking(t, test.by.crl(t, nil, cart.Chain[0]))
+		certs.FillIssuers(r, namesake.cert)
+		if err := meet(t, knowing, certs.Profile{}, front, cart); reason.Of(err) != test.want {
+			t.Errorf("revoked by %s, at the handshake: %v", name, err)
+		}
 	}
 }
 

@@ -190,3 +190,13 @@ func TestFederation(t *testing.T) {
 		}
 	}
 }
+
+// Where only the post-quantum key exchange will do, TLS 1.2 is not even offered.
+func TestPQCWithoutTLS12(t *testing.T) {
+	t.Parallel()
+	var cfg tls.Config
+	certs.Profile{TLS12: true, PQC: true}.Limit(&cfg)
+	if cfg.MinVersion != tls.VersionTLS13 {
+		t.Errorf("lowest version %x", cfg.MinVersion)
+	}
+}

@@ -221,6 +221,22 @@ func TestKeyLogPassesThrough(t *testing.T) {
 	}
 }
 
+// Nothing of the secrets is left when they have been taken over.
+func TestSecretsAreWiped(t *testing.T) {
+	t.Parallel()
+	var s secrets
+	for _, label := range []string{labelClient, labelServer} {
+		if _, err := s.Write([]byte(label + " 00 " + strings.Repeat("ab", 32) + "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := [][]byte{s.client, s.server}
+	s.wipe()
+	if s.client != nil || s.server != nil || !bytes.Equal(bytes.Join(kept, nil), make([]byte, 64)) {
+		t.Errorf("%x is left", kept)
+	}
+}
+
 // RFC 8448 §3: the server's application keys.
 func TestKeySchedule(t *testing.T) {
 	t.Parallel()
