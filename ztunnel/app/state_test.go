@@ -57,16 +57,22 @@ func startApp(t *testing.T, environ ...string) (a *App, log *runtest.Buffer, sto
 	return a, log, stop
 }
 
-// TestKnowledgeIsHandedOver: a ztunnel that starts while the control plane is away
-// knows what its predecessor knew, says how old that is, and asks for no more than
-// the differences when the control plane is back.
-func TestKnowledgeIsHandedOver(t *testing.T) {
+// runStore runs a store for the time of the test, and returns its socket's path.
+func runStore(t *testing.T) string {
 	store := handover.NewStore(handover.StoreConfig{})
 	path := filepath.Join(t.TempDir(), "store")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- store.Run(ctx, path) }()
-	defer func() { cancel(); <-done }()
+	t.Cleanup(func() { cancel(); <-done })
+	return path
+}
+
+// TestKnowledgeIsHandedOver: a ztunnel that starts while the control plane is away
+// knows what its predecessor knew, says how old that is, and asks for no more than
+// the differences when the control plane is back.
+func TestKnowledgeIsHandedOver(t *testing.T) {
+	path := runStore(t)
 
 	server := xdstest.New(t, nil)
 	w := &mesh.Workload{UID: "Kubernetes//Pod/ns/w", Name: "w", Namespace: "ns", ServiceAccount: "sa", TrustDomain: "cluster.local",
@@ -146,12 +152,7 @@ func TestOrigin(t *testing.T) {
 
 // TestDamagedKnowledge: what cannot be trusted is not half believed.
 func TestDamagedKnowledge(t *testing.T) {
-	store := handover.NewStore(handover.StoreConfig{})
-	path := filepath.Join(t.TempDir(), "store")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- store.Run(ctx, path) }()
-	defer func() { cancel(); <-done }()
+	path := runStore(t)
 	c := handover.NewClient(handover.ClientConfig{Path: path})
 	hbonetest.Until(t, "the store", func() bool { return c.Attach() == nil })
 	closing := make(chan struct{})

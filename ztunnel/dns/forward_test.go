@@ -86,12 +86,7 @@ func TestCached(t *testing.T) {
 // TestShared: those who ask the same at once share one query.
 func TestShared(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	u := startUpstream(t, func(q *dns.Msg, _ []byte, _ bool) [][]byte {
-		<-release
-		return [][]byte{says1(q, 0, "@ 0 IN A 192.0.2.1")}
-	})
-	r := startResolver(t, options{servers: []netip.AddrPort{u.addr}})
+	r, u, release := startHeld(t)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {

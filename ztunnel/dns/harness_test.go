@@ -129,6 +129,16 @@ func says1(q *dns.Msg, rcode int, lines ...string) []byte {
 	return b
 }
 
+// startHeld starts a resolver whose upstream answers when release is closed.
+func startHeld(t *testing.T) (r *resolver, u *upstream, release chan struct{}) {
+	release = make(chan struct{})
+	u = startUpstream(t, func(q *dns.Msg, _ []byte, _ bool) [][]byte {
+		<-release
+		return [][]byte{says1(q, 0, "@ 0 IN A 192.0.2.1")}
+	})
+	return startResolver(t, options{servers: []netip.AddrPort{u.addr}}), u, release
+}
+
 // silent never answers.
 func silent(*dns.Msg, []byte, bool) [][]byte { return nil }
 

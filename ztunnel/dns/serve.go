@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
 const (
@@ -134,7 +136,7 @@ func (u *UDP) receive() (buf *[maxMessage]byte, n int, client netip.AddrPort, er
 	if err != nil {
 		return nil, 0, client, os.NewSyscallError("recvfrom", err)
 	}
-	return buf, n, sender(sa), nil
+	return buf, n, netns.AddrPort(sa), nil
 }
 
 func recvfrom(fd int, b []byte) (n int, sa unix.Sockaddr, err error) {
@@ -144,16 +146,6 @@ func recvfrom(fd int, b []byte) (n int, sa unix.Sockaddr, err error) {
 			return n, sa, err
 		}
 	}
-}
-
-func sender(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

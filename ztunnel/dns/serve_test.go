@@ -111,12 +111,7 @@ func askFor(t *testing.T, ctx context.Context, at netip.AddrPort, answered *atom
 // TestDrain: queries that wait get their answers, idle connections end.
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	u := startUpstream(t, func(q *dns.Msg, _ []byte, _ bool) [][]byte {
-		<-release
-		return [][]byte{says1(q, 0, "@ 0 IN A 192.0.2.1")}
-	})
-	r := startResolver(t, options{servers: []netip.AddrPort{u.addr}})
+	r, _, release := startHeld(t)
 	idle, err := net.Dial("tcp", r.addr.String())
 	if err != nil {
 		t.Fatal(err)

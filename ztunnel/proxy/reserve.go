@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
 
@@ -54,22 +55,12 @@ func (r *reserve) refuse(l *listener) (from netip.AddrPort, ok bool) {
 		return from, false
 	}
 	if sa, err := unix.Getpeername(fd); err == nil {
-		from = addrOf(sa)
+		remote := netns.AddrPort(sa)
+		from = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
 	}
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	_ = unix.Close(fd)
 	return from, true
-}
-
-// addrOf returns the address of a TCP socket's name, zero if it is of another kind.
-func addrOf(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // shortPatience is how long a listener waits for a descriptor before it refuses

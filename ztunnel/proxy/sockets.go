@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/pkg/handover"
+	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
 // A pod's listening sockets outlive us: each lies in a store too, under a name,
@@ -128,7 +129,7 @@ func (p *Pod) check(fd int, at netip.AddrPort, typ int) error {
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
-	if got := addressOf(bound); got != at && !(withoutIPv6(at) && got == netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())) {
+	if got := netns.AddrPort(bound); got != at && !(withoutIPv6(at) && got == netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port())) {
 		return fmt.Errorf("bound to %s, want %s", got, at)
 	}
 	wants := []struct {
@@ -179,14 +180,4 @@ func transparent(fd int, at netip.AddrPort) error {
 		return nil
 	}
 	return os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, level, opt, 1))
-}
-
-func addressOf(sa unix.Sockaddr) netip.AddrPort {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
 }

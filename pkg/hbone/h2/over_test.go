@@ -20,7 +20,12 @@ import (
 // server as it is.
 func overMesh(t *testing.T) (gateway, inner *testMesh) {
 	inner = newMesh(t, pumpTo)
-	forward := func(ctx context.Context, in *hbone.Incoming) {
+	return newMesh(t, forwardTo(inner)), inner
+}
+
+// forwardTo is a gateway's handler.
+func forwardTo(inner *testMesh) func(context.Context, *hbone.Incoming) {
+	return func(ctx context.Context, in *hbone.Incoming) {
 		conn, err := dialTCP(ctx, inner.peer.Addr)
 		if err != nil {
 			_ = in.Reject(503)
@@ -31,7 +36,6 @@ func overMesh(t *testing.T) (gateway, inner *testMesh) {
 			_ = s.Pump(ctx, conn, nil)
 		}
 	}
-	return newMesh(t, forward), inner
 }
 
 func (m *testMesh) carrier(t *testing.T) net.Conn {

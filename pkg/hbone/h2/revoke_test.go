@@ -104,17 +104,7 @@ func TestRecheckOver(t *testing.T) {
 	var v verdict
 	ended := make(chan error, 10)
 	inner := newMesh(t, echoes(ended))
-	gateway := newMesh(t, func(ctx context.Context, in *hbone.Incoming) {
-		conn, err := dialTCP(ctx, inner.peer.Addr)
-		if err != nil {
-			_ = in.Reject(503)
-			return
-		}
-		defer conn.Close()
-		if s, err := in.Accept(hbone.Response{}); err == nil {
-			_ = s.Pump(ctx, conn, nil)
-		}
-	}, func(pc *PoolConfig, _ *ServerConfig) {
+	gateway := newMesh(t, forwardTo(inner), func(pc *PoolConfig, _ *ServerConfig) {
 		outer := true // only the peer of the inner tunnel is revoked
 		pc.Recheck = func(peer []*x509.Certificate) error {
 			if outer {
