@@ -302,7 +302,7 @@ type sockopt struct {
 
 func enable(fd int, opts ...sockopt) error {
 	for _, o := range opts {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, 1); err != nil {
+		if err := rawio.Set(fd, o.level, o.name, 1); err != nil {
 			return os.NewSyscallError("setsockopt "+o.text, err)
 		}
 	}
@@ -313,6 +313,6 @@ func setMark(fd int, mark uint32) error {
 	if mark == 0 {
 		return nil
 	}
-	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+	err := rawio.Set(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))
 	return os.NewSyscallError("setsockopt SO_MARK", err)
 }
