@@ -28,10 +28,10 @@ func Addresses(store *workloads.Store) xds.Subscription {
 }
 
 const (
-	// batch is how many workloads become known at once: more would keep the
-	// processor from connections for too long, fewer would copy the endpoints of
-	// large services too often.
-	batch = 128
+	// batch is how many workloads become known at once: each copies a part of every
+	// index, so that more would keep the processor from connections for too long;
+	// fewer would copy the endpoints of large services too often.
+	batch = 16
 	// breath is how many are decoded without letting others run, about a tenth of a
 	// millisecond's worth.
 	breath = 8
