@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -467,5 +468,63 @@ func TestPodLeavesMeanwhile(t *testing.T) {
 	}
 	if pods, sockets := store.Held(); pods != 0 || sockets != 0 {
 		t.Errorf("%d sockets of %d pods are left", sockets, pods)
+	}
+}
+
+// Who is neither root nor our own user gets nothing, should it come by a connection.
+func TestStrangerIsRefused(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be somebody else")
+	}
+	made := make(chan [2]int, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		keep := ^uintptr(0)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, 65534, keep); errno != 0 {
+			t.Error(errno)
+		}
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		made <- fds
+	}()
+	fds := <-made
+	ours, err := Inherited(os.NewFile(uintptr(fds[0]), "ours"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := Inherited(os.NewFile(uintptr(fds[1]), "theirs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	store := NewStore(StoreConfig{})
+	store.Serve(t.Context(), ours) // returns at once
+	if n := len(store.Clients()); n != 0 {
+		t.Errorf("%d clients", n)
+	}
+	if _, err := theirs.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the stranger reads: %v", err)
+	}
+}
+
+// A memfd that is larger than any section is not read.
+func TestHugeSection(t *testing.T) {
+	t.Parallel()
+	fd, err := unix.MemfdCreate("huge", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, MaxSection+1); err != nil { // without memory: it is all hole
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := checkSealed(fd); err == nil {
+		t.Error("taken")
 	}
 }
