@@ -69,8 +69,12 @@ func (e *Exit) Error() string { return fmt.Sprintf("the proxy ended with status 
 // Run keeps a proxy running until one ends by itself: nil if its status is 0, else
 // an *Exit. ctx ends the proxy at once. Run takes the place of the process's main
 // function: it keeps its thread, whose end the kernel would take for ours, and
-// waits for all children.
+// waits for all children. A program that is supervised itself, as its environment
+// says, may not: it would start another, which would start another.
 func Run(ctx context.Context, cfg Config) error {
+	if slices.ContainsFunc(cfg.Env, func(v string) bool { return strings.HasPrefix(v, FDVariable+"=") }) {
+		return errNested
+	}
 	runtime.LockOSThread()
 	store := handover.NewStore(handover.StoreConfig{Log: cfg.Log})
 	defer store.Clear()
@@ -91,6 +95,8 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 }
+
+var errNested = errors.New("the environment has " + FDVariable + ": a program that is supervised supervises nobody")
 
 // stopped waits before the next start, unless the container is to end: then there
 // is nobody to pass the signal on to.

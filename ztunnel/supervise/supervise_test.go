@@ -175,6 +175,15 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestNested: a supervisor whose proxy supervises would fill the machine.
+func TestNested(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Path: "/proc/self/exe", Env: []string{FDVariable + "=3"}, Log: slog.New(slog.DiscardHandler)}
+	if err := Run(t.Context(), cfg); !errors.Is(err, errNested) {
+		t.Error(err)
+	}
+}
+
 // TestCannotStart: a program that is not there is not tried for ever.
 func TestCannotStart(t *testing.T) {
 	t.Parallel()
