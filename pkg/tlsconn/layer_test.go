@@ -9,9 +9,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
 )
@@ -541,5 +543,58 @@ func TestTruncation(t *testing.T) {
 		if string(got) != "half of it" || err != io.ErrUnexpectedEOF {
 			t.Errorf("TLS %x: %q, %v", version, got, err)
 		}
+	}
+}
+
+// After close_notify nothing is written, though the socket would still take it.
+func TestNothingAfterCloseNotify(t *testing.T) {
+	t.Parallel()
+	client, _ := ours(t)
+	for range 2 {
+		if err := client.closeNotify(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := client.Write([]byte("late")); !errors.Is(err, errShut) {
+		t.Errorf("written: %v", err)
+	}
+}
+
+// A write that failed may have sent part of a record: no other may follow it.
+func TestNothingAfterFailedWrite(t *testing.T) {
+	t.Parallel()
+	client, _ := ours(t)
+	_ = client.SetWriteDeadline(time.Unix(1, 0))
+	if _, err := client.Write([]byte("late")); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("written: %v", err)
+	}
+	_ = client.SetWriteDeadline(time.Time{})
+	if _, err := client.Write([]byte("later")); err == nil {
+		t.Error("written after a failure")
+	}
+}
+
+// No session is ever resumed, whatever the configuration says: a ticket outlives
+// what the peer has proved.
+func TestNoTickets(t *testing.T) {
+	t.Parallel()
+	ca := hbonetest.NewCA(t)
+	a, b := hbonetest.TCPPair(t)
+	cfg := ca.Server(t, serverID)
+	cfg.SessionTicketsDisabled = false
+	go func() {
+		if s, err := Server(context.Background(), b, cfg); err == nil {
+			_, _ = s.Write([]byte("x"))
+		}
+	}()
+	asks := ca.Client(t, clientID, serverID)
+	asks.SessionTicketsDisabled = false
+	asks.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	client := tls.Client(a, asks)
+	if _, err := client.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := asks.ClientSessionCache.Get(a.RemoteAddr().String()); got {
+		t.Error("a session ticket was sent")
 	}
 }
