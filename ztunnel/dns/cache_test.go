@@ -149,3 +149,23 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+// An answer to a signed query is signed for whoever asked, and serves nobody else.
+func TestSignedIsNotCached(t *testing.T) {
+	t.Parallel()
+	for _, signed := range []bool{false, true} {
+		m := new(dns.Msg)
+		m.SetQuestion("example.org.", dns.TypeA)
+		if signed {
+			m.Extra = append(m.Extra, &dns.TSIG{Hdr: dns.RR_Header{Name: "key.", Rrtype: dns.TypeTSIG, Class: dns.ClassANY},
+				Algorithm: dns.HmacSHA256, MAC: "00ff", MACSize: 2})
+		}
+		raw, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q, err := parse(raw); err != nil || q.cacheable() == signed {
+			t.Errorf("signed %v: cacheable %v, %v", signed, q.cacheable(), err)
+		}
+	}
+}
