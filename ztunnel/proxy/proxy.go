@@ -10,7 +10,10 @@
 // outbound.go, inbound.go and plaintext.go each read in the order in which a
 // connection passes through; where it goes is decided in package route and who
 // may come in by package authz. conns.go keeps the live connections and ends
-// those that a later policy denies; record.go writes what became of each.
+// those that a later policy denies; record.go writes what became of each, and
+// flight.go remembers those that failed. dns.go answers the pod's programs names.
+// sockets.go leaves the listening sockets to a successor, and leave.go tells how a
+// pod goes.
 //
 // Every socket is made in the pod's namespace and carries the mesh's mark, so
 // the redirection there leaves it alone. A Node and its Pods are safe for
