@@ -176,3 +176,50 @@ func TestIdleConnectionsOfOneSource(t *testing.T) {
 		t.Errorf("%d connections use %d MiB", conns, used>>20)
 	}
 }
+
+// A header section comes in a few frames, however little is in them.
+func TestContinuations(t *testing.T) {
+	t.Parallel()
+	c := newConn(&script{}, false, Settings{}, nil, nil)
+	c.serverSide = serverSide{ctx: t.Context(), maxStreams: 1, handler: func(context.Context, *hbone.Incoming) {}}
+	err := c.consume(appendFrame(appendSettings([]byte(preface)), http2.FrameHeaders, 0, 1, nil))
+	n := 0
+	for ; err == nil && n < 1000; n++ {
+		err = c.consume(appendFrame(nil, http2.FrameContinuation, 0, 1, nil))
+	}
+	if n != maxContinuations+1 {
+		t.Errorf("%d CONTINUATION frames were taken: %v", n, err)
+	}
+}
+
+// Handlers that outlive their streams, because a destination still takes what had
+// arrived, are bounded too.
+func TestHandlersOfResetStreams(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const streams = 10
+		over := make(chan struct{})
+		c := newConn(&script{}, false, Settings{}, nil, nil)
+		c.serverSide = serverSide{ctx: t.Context(), maxStreams: streams, handler: func(context.Context, *hbone.Incoming) { <-over }}
+		var block bytes.Buffer
+		enc := hpack.NewEncoder(&block)
+		_ = enc.WriteField(hpack.HeaderField{Name: ":method", Value: "CONNECT"})
+		_ = enc.WriteField(hpack.HeaderField{Name: ":authority", Value: "10.0.0.1:80", Sensitive: true})
+		err := c.consume(appendSettings([]byte(preface)))
+		for id := uint32(1); id < 20*streams && err == nil; id += 2 {
+			err = c.consume(appendHeaders(nil, id, block.Bytes(), false, defaultFrameSize))
+			time.Sleep(2 * hasty)
+			if err == nil {
+				err = c.consume(appendReset(nil, id, http2.ErrCodeCancel))
+			}
+		}
+		c.mu.Lock()
+		running := c.handlers
+		c.mu.Unlock()
+		if err != nil || running != 2*streams {
+			t.Errorf("%d handlers run, %v", running, err)
+		}
+		close(over)
+		synctest.Wait()
+	})
+}
