@@ -88,12 +88,10 @@ type memory struct {
 	unused  uint64 // by the heap, and not given back
 	total   uint64 // ever allocated
 	busy    bool   // much was allocated in the last second
-	settled bool   // starting is over
 }
 
 // look compares the heap with what it was: memory that is unused while little is
 // allocated will not be needed soon, least of all when a busy time has just ended.
-// The first of these is our start, with which much of the program's code is over.
 func (m *memory) look() {
 	s := []metrics.Sample{
 		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
@@ -110,10 +108,6 @@ func (m *memory) look() {
 	m.unused = free + max(objects, live) - live
 	over := quiet && m.busy
 	m.busy = !quiet
-	if over && !m.settled {
-		m.settled = true
-		_ = unmapProgram() // without /proc it stays
-	}
 	if over && m.unused > reserve || quiet && m.unused > hoard {
 		debug.FreeOSMemory()
 	}
