@@ -129,6 +129,10 @@ func (b *bench) measureMemory(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		own, err := p.sum(ownBytes)
+		if err != nil {
+			return err
+		}
 		conns := b.idle
 		if p.ztunnel == "" {
 			conns = min(conns, relayIdle)
@@ -137,7 +141,7 @@ func (b *bench) measureMemory(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.mem[p.name] = memory{rest: rest, idle: idle, conns: conns}
+		b.mem[p.name] = memory{rest: rest, own: own, idle: idle, conns: conns}
 	}
 	return nil
 }

@@ -265,9 +265,12 @@ func (p *path) spent() (cpu float64, wrote written, err error) {
 	return cpu, wrote, nil
 }
 
-func (p *path) resident() (total uint64, err error) {
+func (p *path) resident() (uint64, error) { return p.sum(residentBytes) }
+
+// sum adds up a figure of the proxies.
+func (p *path) sum(bytes func(pid int) (uint64, error)) (total uint64, err error) {
 	for _, pid := range p.proxies {
-		n, err := residentBytes(pid)
+		n, err := bytes(pid)
 		if err != nil {
 			return 0, fmt.Errorf("proxy of %s: %w", p.name, err)
 		}

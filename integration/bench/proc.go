@@ -56,19 +56,26 @@ func writtenBy(pid int) (w written, err error) {
 	return w, nil
 }
 
-// residentBytes returns the memory that a process holds (VmRSS).
-func residentBytes(pid int) (uint64, error) {
+// residentBytes returns the memory that a process holds (VmRSS), with the files that
+// it has mapped.
+func residentBytes(pid int) (uint64, error) { return statusBytes(pid, "VmRSS:") }
+
+// ownBytes is residentBytes without files, which belong to all who map them (RssAnon).
+func ownBytes(pid int) (uint64, error) { return statusBytes(pid, "RssAnon:") }
+
+// statusBytes reads a line of /proc/PID/status that counts kilobytes.
+func statusBytes(pid int, key string) (uint64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if v, ok := strings.CutPrefix(line, key); ok {
 			kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
 			return kb << 10, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status: no VmRSS", pid)
+	return 0, fmt.Errorf("/proc/%d/status: no %s", pid, key)
 }
 
 // findProcess returns the process that was started with exactly these arguments.

@@ -82,6 +82,7 @@ func median(xs []float64) float64 {
 // memory is what a path's proxies hold, in bytes of resident memory, both summed.
 type memory struct {
 	rest uint64 // after start
+	own  uint64 // of it, what no file backs
 	idle uint64 // with the idle connections open, before any other load
 
 	conns int // idle connections
@@ -110,12 +111,14 @@ func printTable(w io.Writer, paths []string, runs []scenario, samples map[string
 			printRow(tw, s.name, m.name+" "+m.unit, row)
 		}
 	}
-	rest, each := make([]float64, len(paths)), make([]float64, len(paths))
+	rest, own, each := make([]float64, len(paths)), make([]float64, len(paths)), make([]float64, len(paths))
 	for i, p := range paths {
 		rest[i] = float64(mem[p].rest) / 2 / 1e6
+		own[i] = float64(mem[p].own) / 2 / 1e6
 		each[i] = (float64(mem[p].idle) - float64(mem[p].rest)) / 2 / float64(max(1, mem[p].conns)) / 1e3
 	}
 	printRow(tw, "memory", "at rest, MB per proxy", rest)
+	printRow(tw, "memory", "of it not backed by files", own)
 	printRow(tw, "memory", fmt.Sprintf("kB per idle connection per proxy, %d open", idle), each)
 	if stalled == 0 {
 		return
