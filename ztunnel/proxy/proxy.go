@@ -299,8 +299,10 @@ func (p *Pod) Drain(ctx context.Context) {
 	stop := context.AfterFunc(ctx, p.Close)
 	defer stop()
 	p.stopAccepting(ctx)
-	p.flows.Go(func() { p.dns.drain(ctx) })
+	var names sync.WaitGroup
+	names.Go(func() { p.dns.drain(ctx) })
 	p.server.Drain(ctx)
+	names.Wait() // first: until then DNS may accept, and so begin flows
 	p.flows.Wait()
 	p.pool.Drain(ctx)
 	p.Close()
