@@ -230,7 +230,7 @@ func (d *demo) fetch(ctx context.Context, from string, args ...string) (*fetch.R
 	}
 	res := new(fetch.Result)
 	if err := json.Unmarshal(stdout.Bytes(), res); err != nil {
-		return nil, fmt.Errorf("fetch in %s: %s", from, bytes.TrimSpace(stderr.Bytes()))
+		return nil, fmt.Errorf("fetch in %s: %w: %s", from, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return res, nil
 }

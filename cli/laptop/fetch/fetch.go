@@ -74,7 +74,14 @@ type Answer struct {
 // text is bytes that JSON shows as a string.
 type text []byte
 
+// MarshalText implements encoding.TextMarshaler.
 func (t text) MarshalText() ([]byte, error) { return t, nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (t *text) UnmarshalText(b []byte) error {
+	*t = slices.Clone(b)
+	return nil
+}
 
 // String is the result as people read it.
 func (r *Result) String() string {

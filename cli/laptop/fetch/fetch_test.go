@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -26,6 +27,11 @@ func TestHTTP(t *testing.T) {
 	res, err := Do(t.Context(), Options{URL: srv.URL + "/x", Header: http.Header{"Host": {"shop"}}})
 	if err != nil || res.OK != 1 || string(res.Answer.Body) != "body of shop/x" {
 		t.Errorf("one request: %v, %v", res, err)
+	}
+	raw, err := json.Marshal(res)
+	var back Result
+	if err := errors.Join(err, json.Unmarshal(raw, &back)); err != nil || string(back.Answer.Body) != "body of shop/x" {
+		t.Errorf("as JSON %s: read back as %+v, %v", raw, back.Answer, err)
 	}
 	res, err = Do(t.Context(), Options{URL: srv.URL, Count: 10, By: "X-Version"})
 	if err != nil || res.Sent != 10 || res.OK != 5 || res.Status[403] != 5 || res.By["v2"] != 5 {
