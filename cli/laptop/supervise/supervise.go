@@ -42,8 +42,8 @@ type Spec struct {
 	Path    string
 	Args    []string
 	Env     []string
-	NS      *netns.NS // nil = the supervisor's own
-	Log     io.Writer // standard output and error
+	NS      *netns.NS     // nil = the supervisor's own
+	Log     io.Writer     // standard output and error
 	Drain   time.Duration // how long a process may take to end when it is told to
 	Restart time.Duration // before the first restart; 0 = 100 ms
 	Spawner *spawn.Spawner
