@@ -81,6 +81,11 @@ const maxCut = 5
 // busy to hold a program to what it had under way when it was told to end.
 const busy = 100 * time.Millisecond
 
+// overwhelmed is the 99th percentile beyond which programs are told to end while
+// connections still wait for them to be taken up: how many says nothing about the
+// mesh. What hangs or is refused still does.
+const overwhelmed = time.Second
+
 // hold does a fault and fails the test when it cost what it must not.
 func hold(t *testing.T, f Fault, m *Mesh, s Size) *Report {
 	r, err := f.Run(t.Context(), m, s)
@@ -91,8 +96,13 @@ func hold(t *testing.T, f Fault, m *Mesh, s Size) *Report {
 		t.Errorf("%s: there was no load: %d connections, %d messages", f.Name, r.Connections, r.Messages)
 	}
 	lost := r.Failed
-	if f.Breaks || r.P99 > busy {
-		lost -= min(r.Cut(), maxCut*max(s.Times, s.Rollouts))
+	switch {
+	case r.P99 > overwhelmed:
+		cut := r.Cut(time.Hour)
+		t.Logf("%s: the machine is too busy (p99 %v) to judge the %d connections that were cut", f.Name, r.P99, cut)
+		lost -= cut
+	case f.Breaks || r.P99 > busy:
+		lost -= min(r.Cut(time.Second), maxCut*max(s.Times, s.Rollouts))
 	}
 	if lost > 0 || r.Broken > 0 && !f.Breaks {
 		t.Errorf("%s: of %d connections %d failed, of %d streams %d broke: %s, %s", f.Name, r.Connections, r.Failed, r.Streams, r.Broken, r.Reasons(), r.Span())

@@ -80,11 +80,11 @@ func (r *Report) measure(took []time.Duration) {
 	r.P50, r.P99, r.Slowest = took[len(took)/2], took[len(took)*99/100], took[len(took)-1]
 }
 
-// Cut counts the new connections that ended with what they went through: it had
-// answered, and went before the program's answer came.
-func (r *Report) Cut() (n int) {
+// Cut counts the new connections that ended, within so long, with what they went
+// through: it had answered, and went before the program's answer came.
+func (r *Report) Cut(within time.Duration) (n int) {
 	for _, f := range r.Failures {
-		if f.What == "connection" && f.Step == "answer" && (f.Reason == Reset || f.Reason == Closed) && f.After < time.Second {
+		if f.What == "connection" && f.Step == "answer" && (f.Reason == Reset || f.Reason == Closed) && f.After < within {
 			n++
 		}
 	}
