@@ -8,10 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // ExecSpec is a command to run inside a running pod.
@@ -32,12 +33,10 @@ func Exec(ctx context.Context, s ExecSpec) (status int, err error) {
 		err    error
 	}
 	done := make(chan result, 1)
-	go func() {
-		// The thread leaves its namespaces for good: it ends with the goroutine.
-		runtime.LockOSThread()
+	run.OwnThread(func() { // it leaves its namespaces for good
 		status, err := s.run(ctx)
 		done <- result{status, err}
-	}()
+	})
 	r := <-done
 	return r.status, r.err
 }

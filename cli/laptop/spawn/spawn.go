@@ -16,12 +16,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
 // Spawner starts processes.
@@ -45,13 +45,12 @@ func New() *Spawner { return &Spawner{orders: make(chan order), ended: make(chan
 // Run starts processes until ctx ends. Those that still run then are killed.
 func (s *Spawner) Run(ctx context.Context) error {
 	done := make(chan error, 1)
-	go s.work(ctx, done)
+	run.OwnThread(func() { s.work(ctx, done) })
 	return <-done
 }
 
-// work is the thread. It stays locked to its goroutine and so ends with it.
+// work is the thread, which ends with it.
 func (s *Spawner) work(ctx context.Context, done chan<- error) {
-	runtime.LockOSThread()
 	defer close(s.ended)
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
