@@ -31,8 +31,8 @@ func count(t *testing.T, node string) func() map[string]int {
 		counter port15008 {}
 		chain seen {
 			type filter hook prerouting priority -400
-			iifname "eth0" ip daddr 10.246.0.0/16 tcp dport 8080 counter name port8080
-			iifname "eth0" ip daddr 10.246.0.0/16 tcp dport 15008 counter name port15008
+			iifname "eth0" ip daddr `+podRange+` tcp dport 8080 counter name port8080
+			iifname "eth0" ip daddr `+podRange+` tcp dport 15008 counter name port15008
 		}
 	}`, "-f", "-")
 	t.Cleanup(func() { nft("", "delete", "table", "ip", "culvert_test") })

@@ -5,19 +5,33 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
+// number tells clusters on one machine apart: CULVERT_KUBE_NUMBER, 0 to 9. A cluster
+// has its own names and addresses, so that several can run beside each other.
+var number = func() int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("CULVERT_KUBE_NUMBER"), "0"))
+	if err != nil || n < 0 || n > 9 {
+		fmt.Fprintf(os.Stderr, "kube: CULVERT_KUBE_NUMBER %q: want 0 to 9\n", os.Getenv("CULVERT_KUBE_NUMBER"))
+		os.Exit(2)
+	}
+	return n
+}()
+
 // Names and addresses of the cluster. `culvert up` uses none of them.
-const (
-	prefix     = "ckube-" // of network namespaces, links and control groups
-	bridge     = "ckube0" // joins the machine, the control plane and the nodes
-	bridgeIP   = "10.79.0.1"
-	controlIP  = "10.79.0.2"
-	podRange   = "10.246.0.0/16"
-	services   = "10.98.0.0/16"
-	kubernetes = "10.98.0.1" // the API server's service address
-	dnsIP      = "10.98.0.10"
+var (
+	prefix     = fmt.Sprintf("ckube%d-", number)  // of network namespaces, links and control groups
+	bridge     = fmt.Sprintf("ckube%d", number)   // joins the machine, the control plane and the nodes
+	network    = fmt.Sprintf("10.79.%d.", number) // of the bridge
+	bridgeIP   = network + "1"
+	controlIP  = network + "2"
+	podPrefix  = fmt.Sprintf("10.%d.", 246+number)
+	podRange   = podPrefix + "0.0/16"
+	services   = fmt.Sprintf("10.%d.0.0/16", 98+number)
+	kubernetes = fmt.Sprintf("10.%d.0.1", 98+number) // the API server's service address
+	dnsIP      = fmt.Sprintf("10.%d.0.10", 98+number)
 )
 
 // control is where the control plane runs: a node of the network, not of the cluster.
@@ -33,7 +47,7 @@ type place struct{ name, ip, pods string }
 func places() []place {
 	all := []place{{name: control, ip: controlIP}}
 	for i, n := range nodes {
-		all = append(all, place{n, fmt.Sprintf("10.79.0.%d", 11+i), fmt.Sprintf("10.246.%d.0/24", i+1)})
+		all = append(all, place{n, fmt.Sprintf("%s%d", network, 11+i), fmt.Sprintf("%s%d.0/24", podPrefix, i+1)})
 	}
 	return all
 }
@@ -75,7 +89,11 @@ func (l layout) path(elements ...string) string {
 func (l layout) bin(name string) string   { return l.path("bin", name) }
 func (l layout) image(name string) string { return l.path("images", "culvert-"+name+".tar") }
 func (l layout) cluster(elements ...string) string {
-	return l.path(append([]string{"cluster"}, elements...)...)
+	name := "cluster"
+	if number > 0 {
+		name += strconv.Itoa(number)
+	}
+	return l.path(append([]string{name}, elements...)...)
 }
 func (l layout) pki(name string) string       { return l.cluster("pki", name) }
 func (l layout) kubeconfig(who string) string { return l.pki(who + ".kubeconfig") }

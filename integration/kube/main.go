@@ -22,7 +22,8 @@
 // crashed is cleaned up by ending those, and `up` does it before it starts.
 //
 // PROXY_MODE (nftables, iptables) is kube-proxy's mode; CULVERT_KUBE is the folder of
-// programs, images and state. The programs are modules of their own, so that nothing
+// programs, images and state; CULVERT_KUBE_NUMBER (0 to 9) tells clusters apart that
+// run beside each other. The programs are modules of their own, so that nothing
 // of Kubernetes enters the product: kubernetes, node, runc, dns.
 package main
 

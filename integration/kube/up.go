@@ -80,7 +80,7 @@ func boot(ctx context.Context, l layout, start time.Time) error {
 		return err
 	}
 	stage(start, "API server ready")
-	if err := until(ctx, "the cluster's own objects are made", func() error { return api.apply(ctx, system) }); err != nil {
+	if err := until(ctx, "the cluster's own objects are made", func() error { return api.apply(ctx, strings.ReplaceAll(system, "DNS_IP", dnsIP)) }); err != nil {
 		return err
 	}
 	for _, n := range nodes {
