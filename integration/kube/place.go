@@ -37,7 +37,7 @@ func launch(l layout, name string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, "init", name, string(l))
+	cmd := exec.Command(self, "init", name, l.cluster())
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = l.environment("CULVERT_KUBE="+string(l)), "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true,

@@ -202,7 +202,7 @@ func isUp(l layout) bool {
 
 // firstProcess finds the `init` of a place: its process id, seen from here.
 func firstProcess(l layout, name string) (int, error) {
-	want := "\x00init\x00" + name + "\x00" + string(l) + "\x00"
+	want := "\x00init\x00" + name + "\x00" + l.cluster() + "\x00"
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, err
