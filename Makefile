@@ -87,6 +87,17 @@ cluster-down: have-root have-go ## end that cluster
 test-kube: have-root have-go build ## the mesh on that cluster, with real pods; brings the cluster up if it is not
 	CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags kube -timeout 20m ./integration/kube
 
+IMAGES := $(BIN)/images
+HUB    ?= culvert.local
+TAG    ?= 0.1.0
+ARCHES ?= amd64,arm64
+.PHONY: images push
+images: have-go ## container images and their SPDX documents into bin/images, as archives and one OCI layout (HUB, TAG, ARCHES)
+	$(GO) run ./integration/images build -out $(IMAGES) -hub $(HUB) -tag $(TAG) -arches $(ARCHES)
+
+push: have-go ## push them to HUB, as TAG
+	$(GO) run ./integration/images push -layout $(IMAGES)/layout -hub $(HUB) -tag $(TAG)
+
 .PHONY: bench
 bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks
 	$(GO) run ./integration/bench -ztunnel $(BIN)/ztunnel $(BENCHFLAGS)
