@@ -14,6 +14,7 @@
 //	kube up               build what is missing, start, wait until nodes are ready
 //	kube down             end it; nothing is left but the programs
 //	kube build            only build
+//	kube load FILE …      import archives of images into every node
 //	kube exec NODE CMD …  run a command in a node (or in "control")
 //	kube kubectl …        kubectl for this cluster
 //
@@ -66,6 +67,8 @@ func run(args []string) error {
 		return down(l)
 	case verb == "build":
 		return build(ctx, l)
+	case verb == "load" && len(args) > 0:
+		return load(ctx, l, args)
 	case verb == "exec" && len(args) > 1:
 		return inside(l, args[0], args[1:])
 	case verb == "kubectl":
@@ -75,7 +78,7 @@ func run(args []string) error {
 	case internal(l, verb, args):
 		return nil
 	}
-	return errors.New("usage: kube up | down | build | exec NODE COMMAND… | kubectl …")
+	return errors.New("usage: kube up | down | build | load FILE… | exec NODE COMMAND… | kubectl …")
 }
 
 // internal runs the steps that `up` runs in processes of their own, and reports

@@ -45,8 +45,8 @@ func (s *supervisor) node() error {
 		return err
 	}
 	for _, i := range images {
-		// --local: unpacked by ctr itself, so that the kubelet sees the image at once.
-		out, err := exec.Command(s.layout.bin("ctr"), "-n", "k8s.io", "images", "import", "--local", s.layout.image(i.name)).CombinedOutput()
+		command := importing(s.layout.image(i.name))
+		out, err := exec.Command(s.layout.bin(command[0]), command[1:]...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("import image %s: %w: %s", i.name, err, out)
 		}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+)
+
+// load imports archives of images into the containerd of every node, at once.
+func load(ctx context.Context, l layout, files []string) error {
+	errs := make([]error, len(nodes))
+	var all sync.WaitGroup
+	for i, n := range nodes {
+		all.Go(func() {
+			for _, f := range files {
+				if errs[i] = loadInto(l, n, f); errs[i] != nil || ctx.Err() != nil {
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+func loadInto(l layout, node, file string) error {
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	cmd, err := enter(l, node, importing(file)...)
+	if err != nil {
+		return err
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("import %s into %s: %w: %s", file, node, err, out)
+	}
+	return nil
+}
+
+// importing is the command that imports an archive where the kubelet sees it. With
+// --local it is unpacked by ctr itself, so that it is there at once.
+func importing(file string) []string {
+	return []string{"ctr", "-n", "k8s.io", "images", "import", "--local", file}
+}
