@@ -20,6 +20,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
 
 	"github.com/culvert-mesh/culvert/controlplane/ca"
 	"github.com/culvert-mesh/culvert/controlplane/model"
@@ -98,6 +99,8 @@ type App struct {
 	readiness *admin.Server
 	metrics   *admin.Server
 	identity  *serving
+	kube      *rest.Config // of the API server; nil without one. To be copied, not changed
+	led       []led        // what only one replica does
 
 	first     chan struct{} // closed when the first snapshot is in the cache
 	firstOnce sync.Once
@@ -162,6 +165,9 @@ func (a *App) Run(ctx context.Context) error {
 	g.Add("admin", a.admin.Run)
 	g.Add("readiness", a.readiness.Run)
 	g.Add("metrics", a.metrics.Run)
+	if len(a.led) > 0 {
+		g.Add("leader", a.elect)
+	}
 	return g.Run(ctx)
 }
 

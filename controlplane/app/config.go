@@ -20,6 +20,9 @@ type Config struct {
 	Kube       bool          // objects come from an API server instead
 	Kubeconfig string        // how to reach it; "" = as a pod does
 	Audiences  []string      // that tokens must be for, with Kube
+	Namespace  string        // the mesh's own, with Kube
+	Lease      string        // its name; who holds it does what only one replica does. "" = every replica
+	Replica    string        // this replica's name, with Kube
 	State      string        // folder of the certificate authority; root-cert.pem appears there
 	TokenKeys  string        // JWKS file of the keys that sign service-account tokens; not with Kube
 	Mesh       compile.Mesh
@@ -66,6 +69,8 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.BoolVar(&c.Kube, "kube", false, "read objects from an API server instead of folders, and have it review tokens")
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; default: as a pod does")
 	fs.Var(texts{&c.Audiences}, "audience", "`audience` that tokens must be for, with --kube (repeatable; default istio-ca)")
+	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", "culvert-system"), "`namespace` of the mesh's own objects, with --kube")
+	fs.StringVar(&c.Lease, "lease", "culvert-controlplane", "`name` of the Lease of the replica that does what only one may, with --kube; empty: this one does")
 	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
 	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
@@ -88,6 +93,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	if len(c.Audiences) == 0 {
 		c.Audiences = []string{"istio-ca"}
 	}
+	c.Replica = env.Text("POD_NAME", "")
 	c.Mesh.Cluster, c.Mesh.Network = mesh.Cluster(cluster), mesh.Network(network)
 	return c, errors.Join(c.addresses(addrs), c.check(fs.Args()))
 }

@@ -29,6 +29,7 @@ func (a *App) connect() (ca.Authenticator, error) {
 	}
 	config.UserAgent = "culvert-controlplane/" + run.Version()
 	config.QPS, config.Burst = 200, 400 // token reviews of a cluster whose proxies all start at once
+	a.kube = config
 	if a.source, err = kube.New(config, log); err != nil {
 		return nil, err
 	}
