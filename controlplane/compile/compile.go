@@ -117,23 +117,18 @@ type Output struct {
 // conditions.
 type Condition struct {
 	Object  string        `json:"object"` // source.Key.String
-	Type    string        `json:"type"`   // "Accepted", "ResolvedRefs", "ZtunnelAccepted", "WaypointAccepted", "WaypointBound"
+	Type    string        `json:"type"`   // one of the condition types below
 	Status  bool          `json:"status"`
 	Reason  reason.Reason `json:"reason,omitempty"` // when not Status
 	Field   string        `json:"field,omitempty"`
 	Message string        `json:"message,omitempty"`
 	File    string        `json:"file,omitempty"`
 	Line    int           `json:"line,omitempty"`
-}
 
-// Condition types.
-const (
-	Accepted         = "Accepted"
-	ResolvedRefs     = "ResolvedRefs"
-	ZtunnelAccepted  = "ZtunnelAccepted"
-	WaypointAccepted = "WaypointAccepted"
-	WaypointBound    = "WaypointBound"
-)
+	Code       string `json:"code,omitempty"`       // the reason in Kubernetes' spelling, where Type and Reason leave it open
+	Partial    bool   `json:"partial,omitempty"`    // not in effect is what Field says; the rest of the object is
+	Generation int64  `json:"generation,omitempty"` // of the object that was judged; 0 when unknown
+}
 
 // Compile returns what o means in the mesh that v shows.
 func Compile(m Mesh, v View, o source.Object) Output {
@@ -165,7 +160,7 @@ type compilation struct {
 
 // ok notes that the object is fine in one respect.
 func (c *compilation) ok(kind string) {
-	c.out.Conditions = append(c.out.Conditions, Condition{Object: c.object.Key().String(), Type: kind, Status: true})
+	c.out.Conditions = append(c.out.Conditions, Condition{Object: c.object.Key().String(), Type: kind, Status: true, Generation: c.object.Metadata().Generation})
 }
 
 // bad notes that the object is not.
@@ -175,7 +170,8 @@ func (c *compilation) bad(kind string, r reason.Reason, field, message string) {
 
 func condition(o source.Object, kind string, r reason.Reason, field, message string) Condition {
 	file, line := o.Metadata().Where(field)
-	return Condition{Object: o.Key().String(), Type: kind, Reason: r, Field: field, Message: message, File: file, Line: line}
+	return Condition{Object: o.Key().String(), Type: kind, Reason: r, Field: field, Message: message, File: file, Line: line,
+		Generation: o.Metadata().Generation}
 }
 
 // settled notes that the object is fine in one respect unless bad said otherwise.

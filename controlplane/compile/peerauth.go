@@ -75,10 +75,10 @@ func (c *compilation) peerAuthentications(namespace string, match func(*source.P
 // selects workloads; whole-workload STRICT is the static policy.
 func (c *compilation) peerAuthentication(p *source.PeerAuthentication) {
 	if forAll(p) && len(p.Spec.GetPortLevelMtls()) > 0 {
-		c.bad(Accepted, reason.InvalidValue, "spec.portLevelMtls", "needs a selector; ignored")
+		c.partly(Accepted, reason.InvalidValue, "spec.portLevelMtls", "needs a selector; ignored")
 	}
 	if p.Spec.GetMtls().GetMode() == security.PeerAuthentication_MutualTLS_DISABLE {
-		c.bad(Accepted, reason.Unsupported, "spec.mtls.mode", "DISABLE is PERMISSIVE here: peers in the mesh still use mutual TLS")
+		c.partly(Accepted, reason.Unsupported, "spec.mtls.mode", "DISABLE is PERMISSIVE here: peers in the mesh still use mutual TLS")
 	}
 	if forAll(p) {
 		if oldest := c.peerAuthentications(p.Namespace, forAll)[0]; oldest.Name != p.Name {

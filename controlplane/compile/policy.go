@@ -155,7 +155,7 @@ func (t *l4) lose(field string, values ...[]string) {
 	if t.deny {
 		effect = "the rule denies without regard to it, so more is denied"
 	}
-	t.c.bad(ZtunnelAccepted, reason.Unsupported, field, "needs a waypoint (targetRefs): ztunnel sees connections, not requests; "+effect)
+	t.c.partly(ZtunnelAccepted, reason.Unsupported, field, "needs a waypoint (targetRefs): ztunnel sees connections, not requests; "+effect)
 }
 
 func (t *l4) operation(field string, o *security.Operation) mesh.Match {
@@ -277,7 +277,13 @@ func (c *compilation) targeted(p *source.AuthorizationPolicy) {
 		}
 		c.target(p, ref, field)
 	}
-	l := &l7{policy: p, report: func(field, message string) { c.bad(WaypointAccepted, reason.Unsupported, field, message) }}
+	l := &l7{policy: p, report: func(field, message string) {
+		if strings.HasPrefix(field, "spec.rules") {
+			c.partly(WaypointAccepted, reason.Unsupported, field, message)
+		} else {
+			c.bad(WaypointAccepted, reason.Unsupported, field, message)
+		}
+	}}
 	l.translate()
 	c.settled(WaypointAccepted)
 }
@@ -290,14 +296,14 @@ func (c *compilation) target(p *source.AuthorizationPolicy, ref *typev1beta1.Pol
 		if !ok || !IsWaypoint(g) {
 			c.bad(WaypointAccepted, reason.TargetNotFound, field, fmt.Sprintf("no waypoint %s/%s: the policy is not enforced", p.Namespace, ref.GetName()))
 		}
-	case "Service":
-		s, ok := c.view.Get(key).(*source.Service)
+	case "Service", "ServiceEntry":
+		f, ok := c.frontendAt(key)
 		if !ok {
 			c.bad(WaypointAccepted, reason.TargetNotFound, field, fmt.Sprintf("no service %s/%s: the policy is not enforced", p.Namespace, ref.GetName()))
 			return
 		}
-		probe := &compilation{mesh: c.mesh, view: c.view, object: s}
-		wp, chosen := probe.serviceWaypoint(s)
+		probe := &compilation{mesh: c.mesh, view: c.view, object: f.object}
+		wp, chosen := probe.serviceWaypoint(f)
 		switch {
 		case wp == nil && chosen.Name != "":
 			c.bad(WaypointAccepted, reason.NoWaypoint, field, fmt.Sprintf("waypoint %s/%s does not serve service %s/%s: its clients are refused", chosen.Namespace, chosen.Name, p.Namespace, ref.GetName()))

@@ -190,7 +190,7 @@ func (m *Model) Conditions() []compile.Condition {
 	for key, problems := range m.rejected {
 		for _, p := range problems {
 			if m.objects.get(key) != nil {
-				p.Message += "; the last good version stays in force"
+				p.Message += inForce
 			}
 			out = append(out, p)
 		}

@@ -69,6 +69,7 @@ type Meta struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	Created     time.Time // zero when unknown
+	Generation  int64     // of what was written in spec, counted by the API server; 0 when unknown
 	Locate      Locator   // nil when the object was not written in a file
 }
 

@@ -250,6 +250,7 @@ func metadata(m metav1.Object) source.Meta {
 	return source.Meta{
 		Namespace: m.GetNamespace(), Name: m.GetName(),
 		Labels: m.GetLabels(), Annotations: annotations(m.GetAnnotations()), Created: m.GetCreationTimestamp().Time,
+		Generation: m.GetGeneration(),
 	}
 }
 

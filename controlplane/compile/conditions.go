@@ -1,0 +1,51 @@
+package compile
+
+import (
+	"github.com/culvert-mesh/culvert/pkg/reason"
+)
+
+// Condition types.
+const (
+	Accepted          = "Accepted"
+	ResolvedRefs      = "ResolvedRefs"
+	ZtunnelAccepted   = "ZtunnelAccepted"
+	WaypointAccepted  = "WaypointAccepted"
+	WaypointBound     = "WaypointBound"
+	WaypointMissing   = "WaypointMissing" // Status false: the object does nothing without a waypoint, and has none
+	VisibilityApplied = "VisibilityApplied"
+)
+
+// Codes of conditions whose Type and Reason leave open what Kubernetes' status
+// should say. They are Istio's and the Gateway API's.
+const (
+	CodeAttachmentDenied       = "AttachmentDenied"       // WaypointBound: the waypoint does not admit the namespace
+	CodeUnsupportedTrafficType = "UnsupportedTrafficType" // WaypointBound: the waypoint is for something else
+	CodeRefNotPermitted        = "RefNotPermitted"        // ResolvedRefs: no ReferenceGrant
+	CodeInvalidKind            = "InvalidKind"            // ResolvedRefs: not a kind that can be referred to
+	CodeUnsupportedValue       = "UnsupportedValue"       // something in the object is not supported
+	CodeForeign                = "Foreign"                // Accepted: the parent is another controller's, whose status it is
+)
+
+// coded is bad with a code.
+func (c *compilation) coded(kind, code string, r reason.Reason, field, message string) {
+	c.bad(kind, r, field, message)
+	c.out.Conditions[len(c.out.Conditions)-1].Code = code
+}
+
+// partly notes that the object is in effect but for one thing.
+func (c *compilation) partly(kind string, r reason.Reason, field, message string) {
+	c.bad(kind, r, field, message)
+	c.out.Conditions[len(c.out.Conditions)-1].Partial = true
+}
+
+// Text says in one line what is wrong: "field: reason: message".
+func (c Condition) Text() string {
+	text := string(c.Reason)
+	if c.Field != "" {
+		text = c.Field + ": " + text
+	}
+	if c.Message != "" {
+		text += ": " + c.Message
+	}
+	return text
+}

@@ -1,0 +1,59 @@
+package model
+
+import (
+	"slices"
+
+	"github.com/culvert-mesh/culvert/controlplane/compile"
+	"github.com/culvert-mesh/culvert/controlplane/source"
+)
+
+// ConditionsOf returns what there is to say about one object: of the version in
+// force, then of a newer one that was not taken. known is false when the model
+// has neither.
+func (m *Model) ConditionsOf(key source.Key) (conditions []compile.Condition, known bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	problems, refused := m.rejected[key]
+	u := m.units[key]
+	if u != nil {
+		conditions = slices.Clone(u.out.Conditions)
+	}
+	for _, p := range problems {
+		if u != nil {
+			p.Message += inForce
+		}
+		conditions = append(conditions, p)
+	}
+	return conditions, u != nil || refused
+}
+
+// inForce ends what is said about a version that was not taken.
+const inForce = "; the last good version stays in force"
+
+// Keys returns the keys of all objects, those with no good version included.
+func (m *Model) Keys() []source.Key {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := make([]source.Key, 0, len(m.units)+len(m.rejected))
+	for key := range m.units {
+		out = append(out, key)
+	}
+	for key := range m.rejected {
+		if m.units[key] == nil {
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// Judge returns what would be said about an object if it were the model's: what
+// is wrong with it by itself, or, when nothing is, what it would come to among the
+// objects that there are. The model stays as it is.
+func (m *Model) Judge(o source.Object) (problems, conditions []compile.Condition) {
+	if problems = compile.Validate(o); len(problems) > 0 {
+		return problems, nil
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return nil, compile.Compile(m.mesh, &view{objects: m.objects}, o).Conditions
+}
