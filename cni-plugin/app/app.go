@@ -55,7 +55,7 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 }
 
 func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Levels) error {
-	if err := redirect.SelfTest(); err != nil {
+	if err := redirect.SelfTest(cfg.Proc); err != nil {
 		return err
 	}
 	registry := metrics.NewRegistry("node-agent", run.Version())

@@ -279,7 +279,7 @@ func (p *pod) notTaken(cause error) {
 func (p *pod) options(spec enroll.Pod, c enroll.Capture) redirect.Options {
 	o := redirect.Options{
 		BypassInbound: c.BypassInbound, VirtualInterfaces: c.VirtualInterfaces, DNSCapture: c.DNS,
-		ProbeSNAT: p.agent.cfg.ProbeSNAT, IPv6: true,
+		ProbeSNAT: p.agent.cfg.ProbeSNAT, IPv6: true, Proc: p.agent.cfg.Proc,
 	}
 	if len(spec.ProbePorts) == 0 {
 		return o

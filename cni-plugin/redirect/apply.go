@@ -1,9 +1,11 @@
 package redirect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -16,7 +18,7 @@ import (
 // either the old or the new ones, and open connections go on. Rules of another
 // ambient mesh's agent in the namespace are removed in the same transaction.
 func Apply(ns *netns.NS, rs Ruleset) error {
-	if err := ns.Do(func() error { return errors.Join(setMigrate(), rs.addRouting()) }); err != nil {
+	if err := ns.Do(func() error { return errors.Join(setMigrate(rs.Proc), rs.addRouting()) }); err != nil {
 		return fmt.Errorf("redirect: apply in %s: %w", ns.ID(), err)
 	}
 	if err := transact(ns, func(c *nftables.Conn) error {
@@ -135,10 +137,11 @@ func hook(name string) *nftables.ChainHook {
 // listener of its successor, so that replacing a ztunnel refuses none.
 const migrateSysctl = "net.ipv4.tcp_migrate_req"
 
-// setMigrate runs inside the namespace. Kernels before 5.14 do not have the
-// setting, and lose only the connections of the moment in which a listener closes.
-func setMigrate() error {
-	err := os.WriteFile("/proc/sys/net/ipv4/tcp_migrate_req", []byte("1\n"), 0o644)
+// setMigrate runs inside the namespace: what sys/net of any procfs shows is that of
+// the thread that opens it. Kernels before 5.14 do not have the setting, and lose
+// only the connections of the moment in which a listener closes.
+func setMigrate(proc string) error {
+	err := os.WriteFile(filepath.Join(cmp.Or(proc, "/proc"), "sys/net/ipv4/tcp_migrate_req"), []byte("1\n"), 0o644)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -64,6 +64,9 @@ type Options struct {
 	DNSCapture bool
 	// IPv6 adds the rules for IPv6. Without it IPv6 is not captured at all.
 	IPv6 bool
+	// Proc is the procfs through which settings are written; "" is /proc, which
+	// is read-only in a container: there it is where the node's is mounted.
+	Proc string
 }
 
 // Probe allows one source to reach some ports.
@@ -76,8 +79,9 @@ type Probe struct {
 // are routed to the pod itself. Equal rulesets render as equal text.
 type Ruleset struct {
 	Chains []Chain
-	Route4 bool // ip rule and table 100 for IPv4
-	Route6 bool // the same for IPv6
+	Route4 bool   // ip rule and table 100 for IPv4
+	Route6 bool   // the same for IPv6
+	Proc   string // procfs for settings, as in Options
 }
 
 // Chain is one base chain.
@@ -97,7 +101,7 @@ type Rule struct {
 
 // Pod returns the rules of a pod in the mesh.
 func Pod(o Options) Ruleset {
-	rs := Ruleset{Route4: true, Route6: o.IPv6}
+	rs := Ruleset{Route4: true, Route6: o.IPv6, Proc: o.Proc}
 	if o.DNSCapture {
 		rs.Chains = append(rs.Chains, rawChains()...)
 	}

@@ -34,8 +34,8 @@ func features() []feature {
 }
 
 // SelfTest tries, in a throw-away namespace, everything that rules may need, and
-// names what the kernel lacks.
-func SelfTest() error {
+// names what the kernel lacks. Settings are written through proc, as Options.Proc.
+func SelfTest(proc string) error {
 	ns, err := netns.NewUnnamed()
 	if err != nil {
 		return reason.New(reason.Unsupported, "self-test", "network namespaces", err)
@@ -46,7 +46,7 @@ func SelfTest() error {
 			return reason.Newf(reason.Unsupported, "self-test", f.name, "this kernel lacks it (%s): %w", f.config, err)
 		}
 	}
-	if err := Apply(ns, Pod(Options{DNSCapture: true, IPv6: true, ProbeSNAT: true})); err != nil {
+	if err := Apply(ns, Pod(Options{DNSCapture: true, IPv6: true, ProbeSNAT: true, Proc: proc})); err != nil {
 		return fmt.Errorf("self-test: %w", err)
 	}
 	return nil

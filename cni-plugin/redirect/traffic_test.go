@@ -455,7 +455,7 @@ func (s *streams) close() {
 func TestSelfTest(t *testing.T) {
 	t.Parallel()
 	netnstest.RequireRoot(t)
-	if err := SelfTest(); err != nil {
+	if err := SelfTest(""); err != nil {
 		t.Fatal(err)
 	}
 }
