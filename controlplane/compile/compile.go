@@ -27,6 +27,8 @@
 package compile
 
 import (
+	"strings"
+
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
@@ -44,6 +46,7 @@ const (
 	LabelNetwork              = "topology.istio.io/network"
 	AnnotationRedirection     = "ambient.istio.io/redirection"
 	AnnotationTraffic         = "networking.istio.io/traffic-distribution"
+	AnnotationExportTo        = "networking.istio.io/exportTo"
 	AnnotationDryRun          = "istio.io/dry-run"
 	AnnotationWaypointOnly    = "culvert.dev/waypoint-only"
 	LabelTunnelProtocol       = "networking.istio.io/tunnel"
@@ -79,6 +82,16 @@ func (m Mesh) hostname(namespace, service string) string {
 	return service + "." + namespace + ".svc." + m.ClusterDomain
 }
 
+// serviceOf is hostname's reverse.
+func (m Mesh) serviceOf(host string) (name, namespace string, ok bool) {
+	rest, ok := strings.CutSuffix(host, ".svc."+m.ClusterDomain)
+	if !ok {
+		return "", "", false
+	}
+	name, namespace, ok = strings.Cut(rest, ".")
+	return name, namespace, ok && !strings.Contains(namespace, ".")
+}
+
 // View is what a compilation may look at. Everything asked is remembered.
 type View interface {
 	// Get returns the object, or nil.
@@ -106,10 +119,11 @@ type Serving struct {
 
 // Output is what one object means.
 type Output struct {
-	Workload   *mesh.Workload
-	Service    *mesh.Service
+	Workloads  []*mesh.Workload
+	Services   []*mesh.Service
 	Policies   []*mesh.Policy
 	Serving    []Serving
+	Addresses  []source.HostAddress // that a ServiceEntry's hosts have, to be kept in its status
 	Conditions []Condition
 }
 

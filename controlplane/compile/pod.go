@@ -51,7 +51,7 @@ func (c *compilation) pod(p *source.Pod) {
 		c.podServing(w, waypoint)
 	}
 	w.Policies = c.policiesOf(p, services, waypoint)
-	c.out.Workload = w
+	c.out.Workloads = append(c.out.Workloads, w)
 }
 
 func addresses(ips []string) []netip.Addr {

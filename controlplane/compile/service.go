@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -26,38 +27,57 @@ func (c *compilation) service(s *source.Service) {
 			out.VIPs = append(out.VIPs, mesh.NetAddr{Network: c.mesh.Network, Addr: a})
 		}
 	}
-	for _, p := range s.Ports {
-		if p.Protocol == "TCP" {
-			out.Ports = append(out.Ports, mesh.Port{Service: uint16(p.Port), Target: defaultTarget(p), Protocol: appProtocol(p)})
-		}
-	}
-	slices.SortFunc(out.Ports, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
+	f := serviceFrontend(s)
+	out.Ports = servicePorts(f)
 	out.IPFamilies = families(s)
 	out.LoadBalancing = c.balancing(s)
-	c.bind(s, out)
-	c.out.Service = out
+	visible := c.visibility(s, strings.Split(s.Annotations[AnnotationExportTo], ","), out)
+	c.notes(s)
+	if !visible {
+		return
+	}
+	c.bind(c.attachments(f), out)
+	c.out.Services = append(c.out.Services, out)
 }
 
-// bind takes the service's traffic through its waypoint. While that has no address,
-// or is not there at all, the traffic goes directly, unless policies are to be
-// enforced there: then clients are pointed at it anyway, and refused until it comes.
-func (c *compilation) bind(s *source.Service, out *mesh.Service) {
-	wp, chosen := c.serviceWaypoint(s)
-	policies := c.servicePolicies(s)
-	if wp != nil {
-		policies = append(policies, c.gatewayPolicies(wp.object)...)
+// notes says which settings of a service have no effect in a mesh.
+func (c *compilation) notes(s *source.Service) {
+	if s.SessionAffinity != "" && s.SessionAffinity != "None" {
+		c.bad(Accepted, reason.Unsupported, "spec.sessionAffinity", "clients in the mesh are not kept to one endpoint")
 	}
-	switch {
-	case chosen.Name == "":
-	case len(out.VIPs) == 0 && wp != nil:
-		c.bad(WaypointBound, reason.Unsupported, "spec.clusterIP", "a headless service has no address of its own: its pods are dialled directly, not through the waypoint")
-	case wp != nil && wp.gateway != nil:
-		out.Waypoint = wp.gateway
-		c.serviceServing(s, out, wp)
-	case len(policies) > 0:
-		out.Waypoint = &mesh.Gateway{Service: mesh.ServiceName{Namespace: chosen.Namespace, Hostname: c.mesh.hostname(chosen.Namespace, chosen.Name)}, HBONEPort: mesh.PortHBONE}
-		c.bad(WaypointBound, reason.NoWaypoint, useWaypointField, "clients are refused until the waypoint serves it, because it enforces policies")
+	if len(s.Ports) > 0 && !slices.ContainsFunc(s.Ports, func(p source.ServicePort) bool { return p.Protocol == "TCP" }) {
+		c.bad(Accepted, reason.Unsupported, "spec.ports", "no port is TCP: the traffic passes by the mesh")
 	}
+}
+
+// visibility says who may see a service, as exportTo lists it; false is nobody.
+// What names namespaces one by one is seen by everybody: there is no such thing on
+// the wire.
+func (c *compilation) visibility(o source.Object, exportTo []string, out *mesh.Service) bool {
+	for i, to := range exportTo {
+		switch to = strings.TrimSpace(to); {
+		case to == "~":
+			return len(exportTo) > 1
+		case to == "." || to == o.Metadata().Namespace:
+			out.NamespaceOnly = len(exportTo) == 1
+		case to != "" && to != "*":
+			field := fmt.Sprintf("spec.exportTo[%d]", i)
+			if o.Key().Kind == source.KindService {
+				field = `metadata.annotations["` + AnnotationExportTo + `"]`
+			}
+			c.bad(Accepted, reason.Unsupported, field, "only \".\", \"*\" and \"~\" are supported: every namespace sees the service")
+		}
+	}
+	return true
+}
+
+func servicePorts(f frontend) []mesh.Port {
+	var out []mesh.Port
+	for _, p := range f.ports {
+		out = append(out, mesh.Port{Service: uint16(p.Port), Target: defaultTarget(p), Protocol: appProtocol(p)})
+	}
+	slices.SortFunc(out, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
+	return out
 }
 
 // defaultTarget is the target port where no pod resolves it; 0 for a named one.

@@ -23,10 +23,8 @@ import (
 )
 
 // serviceServing tells the waypoint about each port of a service that it serves.
-func (c *compilation) serviceServing(s *source.Service, svc *mesh.Service, wp *waypoint) {
-	policies := append(c.servicePolicies(s), c.gatewayPolicies(wp.object)...)
-	httpFilters, networkFilters := c.filters(policies)
-	routes := c.routesOf(s)
+func (c *compilation) serviceServing(a *attachments, svc *mesh.Service) {
+	httpFilters, networkFilters := c.filters(a.policies)
 	for _, port := range svc.Ports {
 		pb := &waypointpb.Service{
 			Namespace: svc.Namespace,
@@ -39,10 +37,10 @@ func (c *compilation) serviceServing(s *source.Service, svc *mesh.Service, wp *w
 		name := waypointpb.ServiceResource(svc.Namespace, svc.Hostname, port.Service)
 		clusters := clusterSet{}
 		clusters.add(svc.Key(), port.Service)
-		out := Serving{Gateway: wp.name(), Name: name}
+		out := Serving{Gateway: a.waypoint.name(), Name: name}
 		if pb.Protocol != waypointpb.Protocol_TCP {
 			pb.HttpFilters = httpFilters
-			out.Routes = c.routeTables(pb, name, s, port, routes, clusters)
+			out.Routes = c.routeTables(pb, name, a.frontend, port, a.routes, clusters)
 		}
 		if pb.Protocol != waypointpb.Protocol_HTTP {
 			pb.NetworkFilters = networkFilters
@@ -105,9 +103,9 @@ func (s clusterSet) sorted() []*clusterv3.Cluster {
 	return out
 }
 
-// servicePolicies returns the policies that target the service itself.
-func (c *compilation) servicePolicies(s *source.Service) []*source.AuthorizationPolicy {
-	return c.policiesTargeting(s.Namespace, "Service", s.Name)
+// frontendPolicies returns the policies that target the service itself.
+func (c *compilation) frontendPolicies(f frontend) []*source.AuthorizationPolicy {
+	return c.policiesTargeting(f.meta().Namespace, string(f.key().Kind), f.meta().Name)
 }
 
 // gatewayPolicies returns the policies that target a waypoint, or all waypoints.

@@ -94,15 +94,15 @@ func (c *compilation) podWaypoint(p *source.Pod) *waypoint {
 
 // serviceWaypoint returns the waypoint of a service, which may not have an
 // address yet, and the Gateway that its labels choose, which may not be there.
-func (c *compilation) serviceWaypoint(s *source.Service) (wp *waypoint, chosen source.Key) {
-	if s.Labels["gateway.networking.k8s.io/gateway-name"] != "" {
+func (c *compilation) serviceWaypoint(f frontend) (wp *waypoint, chosen source.Key) {
+	if f.meta().Labels["gateway.networking.k8s.io/gateway-name"] != "" {
 		return nil, source.Key{}
 	}
-	key, own, ok := c.waypointLabels(s)
+	key, own, ok := c.waypointLabels(f.object)
 	if !ok {
 		return nil, source.Key{}
 	}
-	return c.resolve(key, s.Namespace, forService, own), key
+	return c.resolve(key, f.meta().Namespace, forService, own), key
 }
 
 // resolve returns the waypoint, or nil and says why not. Of the many pods that a

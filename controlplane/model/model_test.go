@@ -278,13 +278,13 @@ func TestLastGoodVersion(t *testing.T) {
 	}
 	m.Apply(svc(80))
 	m.Apply(svc(70000))
-	if got := m.Results()[key].Service.Ports[0].Service; got != 80 {
+	if got := m.Results()[key].Services[0].Ports[0].Service; got != 80 {
 		t.Errorf("port %d serves, want the last good 80", got)
 	}
 	if c := m.Conditions(); len(c) != 1 || c[0].Field != "spec.ports[0].port" {
 		t.Errorf("conditions %v", c)
 	}
-	if m.Apply(svc(81)); len(m.Conditions()) != 0 || m.Results()[key].Service.Ports[0].Service != 81 {
+	if m.Apply(svc(81)); len(m.Conditions()) != 0 || m.Results()[key].Services[0].Ports[0].Service != 81 {
 		t.Errorf("after the repair: %v", m.Conditions())
 	}
 	m.Apply(source.Update{Removed: []source.Key{key}})

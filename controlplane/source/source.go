@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"time"
 
+	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -34,6 +35,10 @@ const (
 	KindPeerAuthentication  Kind = "PeerAuthentication"
 	KindGateway             Kind = "Gateway"
 	KindHTTPRoute           Kind = "HTTPRoute"
+	KindReferenceGrant      Kind = "ReferenceGrant"
+	KindEndpointSlice       Kind = "EndpointSlice"
+	KindServiceEntry        Kind = "ServiceEntry"
+	KindWorkloadEntry       Kind = "WorkloadEntry"
 )
 
 // Key names an object. Namespace is empty for kinds that have none.
@@ -137,6 +142,7 @@ type Service struct {
 	TrafficDistribution string // "", "PreferClose", …
 	IPFamilies          []string
 	IPFamilyPolicy      string
+	SessionAffinity     string // "", "None", "ClientIP"
 }
 
 // ServicePort is one port of a Service.
@@ -147,6 +153,53 @@ type ServicePort struct {
 	TargetName  string // a container port's name
 	Protocol    string // "TCP", "UDP", "SCTP"
 	AppProtocol string
+}
+
+// EndpointSlice lists addresses of a Service. Those that Kubernetes itself makes
+// of a selector are not read: the pods are.
+type EndpointSlice struct {
+	Meta
+	Ports     []EndpointPort
+	Endpoints []Endpoint
+}
+
+// LabelService is the label of an EndpointSlice that names its Service.
+const LabelService = "kubernetes.io/service-name"
+
+// EndpointPort is a port that endpoints listen on.
+type EndpointPort struct {
+	Name     string // of the Service's port
+	Port     int32  // 0 = the Service's
+	Protocol string // "TCP", "UDP", "SCTP"
+}
+
+// Endpoint is one endpoint of a Service.
+type Endpoint struct {
+	Addresses []string
+	Pod       string // that it is, in the slice's namespace; "" = none
+	Node      string
+	Zone      string
+	Ready     bool // or not said
+	Serving   bool // or not said: as Ready
+}
+
+// ServiceEntry is Istio's.
+type ServiceEntry struct {
+	Meta
+	Spec      *networking.ServiceEntry
+	Addresses []HostAddress // status.addresses
+}
+
+// HostAddress is an address that was allocated to a host of a ServiceEntry.
+type HostAddress struct {
+	Host  string
+	Value string
+}
+
+// WorkloadEntry is Istio's.
+type WorkloadEntry struct {
+	Meta
+	Spec *networking.WorkloadEntry
 }
 
 // AuthorizationPolicy is Istio's.
@@ -179,6 +232,24 @@ type HTTPRoute struct {
 	Meta
 	Spec gatewayv1.HTTPRouteSpec
 }
+
+// ReferenceGrant is the Gateway API's.
+type ReferenceGrant struct {
+	Meta
+	Spec gatewayv1.ReferenceGrantSpec
+}
+
+// Key implements Object.
+func (e *EndpointSlice) Key() Key { return Key{KindEndpointSlice, e.Namespace, e.Name} }
+
+// Key implements Object.
+func (e *ServiceEntry) Key() Key { return Key{KindServiceEntry, e.Namespace, e.Name} }
+
+// Key implements Object.
+func (e *WorkloadEntry) Key() Key { return Key{KindWorkloadEntry, e.Namespace, e.Name} }
+
+// Key implements Object.
+func (g *ReferenceGrant) Key() Key { return Key{KindReferenceGrant, g.Namespace, g.Name} }
 
 // Key implements Object.
 func (n *Namespace) Key() Key { return Key{KindNamespace, "", n.Name} }

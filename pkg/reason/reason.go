@@ -73,6 +73,7 @@ const (
 	MissingField     Reason = "required field missing"
 	Unsupported      Reason = "not supported"
 	TargetNotFound   Reason = "target not found"
+	RefNotPermitted  Reason = "reference not permitted"
 	Conflict         Reason = "conflicts with an older object"
 	MalformedYAML    Reason = "malformed YAML"
 	DuplicateObject  Reason = "object defined twice"

@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -18,6 +19,7 @@ import (
 	strictjson "sigs.k8s.io/json"
 
 	"github.com/culvert-mesh/culvert/controlplane/source"
+	"github.com/culvert-mesh/culvert/controlplane/source/trim"
 	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
@@ -30,8 +32,10 @@ type decoder func(o *folder.Object) (source.Object, []fault)
 type groupKind struct{ group, kind string }
 
 const (
-	gatewayGroup  = "gateway.networking.k8s.io"
-	securityGroup = "security.istio.io"
+	gatewayGroup    = "gateway.networking.k8s.io"
+	securityGroup   = "security.istio.io"
+	discoveryGroup  = "discovery.k8s.io"
+	networkingGroup = "networking.istio.io"
 )
 
 // decoders lists every kind that is understood.
@@ -52,6 +56,10 @@ func decoders() map[groupKind]decoder {
 		{gatewayGroup, "GatewayClass"}:         checked[gatewayv1.GatewayClass](),
 		{gatewayGroup, "Gateway"}:              kubernetes(toGateway),
 		{gatewayGroup, "HTTPRoute"}:            kubernetes(toHTTPRoute),
+		{gatewayGroup, "ReferenceGrant"}:       kubernetes(toReferenceGrant),
+		{discoveryGroup, "EndpointSlice"}:      kubernetes(toEndpointSlice),
+		{networkingGroup, "ServiceEntry"}:      decodeServiceEntry,
+		{networkingGroup, "WorkloadEntry"}:     decodeWorkloadEntry,
 		{securityGroup, "AuthorizationPolicy"}: decodeAuthorizationPolicy,
 		{securityGroup, "PeerAuthentication"}:  decodePeerAuthentication,
 	}
@@ -128,6 +136,31 @@ func decodePeerAuthentication(o *folder.Object) (source.Object, []fault) {
 	return &source.PeerAuthentication{Meta: m, Spec: spec}, faults
 }
 
+func decodeServiceEntry(o *folder.Object) (source.Object, []fault) {
+	spec, status := &networking.ServiceEntry{}, &networking.ServiceEntryStatus{}
+	m, faults := istio(o, spec)
+	if n := field(o.Node, "status"); n != nil && len(faults) == 0 {
+		faults = unmarshal(n, status, "status")
+	}
+	return trim.ServiceEntry(spec, status, m), faults
+}
+
+func decodeWorkloadEntry(o *folder.Object) (source.Object, []fault) {
+	spec := &networking.WorkloadEntry{}
+	m, faults := istio(o, spec)
+	return &source.WorkloadEntry{Meta: m, Spec: spec}, faults
+}
+
+// field returns the value of an object's field, nil without.
+func field(n *yaml.Node, name string) *yaml.Node {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == name && !null(n.Content[i+1]) {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
 // istio decodes an object whose spec is a protobuf message.
 func istio(o *folder.Object, spec proto.Message) (source.Meta, []fault) {
 	c := &checker{}
@@ -149,15 +182,22 @@ func istio(o *folder.Object, spec proto.Message) (source.Meta, []fault) {
 		return source.Meta{}, c.faults
 	}
 	if specNode != nil && !null(specNode) {
-		text, err := jsonText(specNode)
-		if err == nil {
-			err = protojson.Unmarshal(text, spec)
-		}
-		if err != nil {
-			return source.Meta{}, []fault{{field: "spec", text: protoText(err)}}
+		if faults := unmarshal(specNode, spec, "spec"); len(faults) > 0 {
+			return source.Meta{}, faults
 		}
 	}
 	return meta(o)
+}
+
+func unmarshal(n *yaml.Node, m proto.Message, at string) []fault {
+	text, err := jsonText(n)
+	if err == nil {
+		err = protojson.Unmarshal(text, m)
+	}
+	if err != nil {
+		return []fault{{field: at, text: protoText(err)}}
+	}
+	return nil
 }
 
 // protoText removes the JSON position from an error of protojson: it points into

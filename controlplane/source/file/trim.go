@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/culvert-mesh/culvert/controlplane/source"
@@ -32,6 +33,14 @@ func toService(s *corev1.Service, m source.Meta) (source.Object, []fault) {
 
 func toGateway(g *gatewayv1.Gateway, m source.Meta) (source.Object, []fault) {
 	return trim.Gateway(g, m), nil
+}
+
+func toReferenceGrant(g *gatewayv1.ReferenceGrant, m source.Meta) (source.Object, []fault) {
+	return trim.ReferenceGrant(g, m), nil
+}
+
+func toEndpointSlice(s *discoveryv1.EndpointSlice, m source.Meta) (source.Object, []fault) {
+	return trim.EndpointSlice(s, m), enum("addressType", string(s.AddressType), "IPv4", "IPv6", "FQDN")
 }
 
 func toHTTPRoute(r *gatewayv1.HTTPRoute, m source.Meta) (source.Object, []fault) {

@@ -8,18 +8,19 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// custom is a custom resource whose spec is decoded by whoever knows it.
+// custom is a custom resource whose spec and status are decoded by whoever knows it.
 type custom struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
 	Spec              json.RawMessage `json:"spec"`
+	Status            json.RawMessage `json:"status"`
 }
 
 // DeepCopyObject implements runtime.Object.
 func (c *custom) DeepCopyObject() runtime.Object { return c.copy() }
 
 func (c *custom) copy() *custom {
-	out := &custom{TypeMeta: c.TypeMeta, Spec: slices.Clone(c.Spec)}
+	out := &custom{TypeMeta: c.TypeMeta, Spec: slices.Clone(c.Spec), Status: slices.Clone(c.Status)}
 	c.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
 	return out
 }

@@ -20,7 +20,6 @@ import (
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -77,11 +76,16 @@ func newScheme() (*runtime.Scheme, error) {
 	if err := gatewayv1.Install(s); err != nil {
 		return nil, fmt.Errorf("gateway types: %w", err)
 	}
-	for _, name := range []string{"AuthorizationPolicy", "PeerAuthentication"} {
-		s.AddKnownTypeWithName(istioGV.WithKind(name), &custom{})
-		s.AddKnownTypeWithName(istioGV.WithKind(name+"List"), &customList{})
+	for gv, names := range map[schema.GroupVersion][]string{
+		istioGV:   {"AuthorizationPolicy", "PeerAuthentication"},
+		networkGV: {"ServiceEntry", "WorkloadEntry"},
+	} {
+		for _, name := range names {
+			s.AddKnownTypeWithName(gv.WithKind(name), &custom{})
+			s.AddKnownTypeWithName(gv.WithKind(name+"List"), &customList{})
+		}
+		metav1.AddToGroupVersion(s, gv)
 	}
-	metav1.AddToGroupVersion(s, istioGV)
 	return s, nil
 }
 
@@ -133,6 +137,8 @@ func (s *Source) listWatch(k kind) (cache.ListerWatcher, error) {
 	c.APIPath = "/apis"
 	if k.group.Group == "" {
 		c.APIPath = "/api"
+	}
+	if !k.optional { // custom resources are JSON only
 		c.ContentType = runtime.ContentTypeProtobuf
 	}
 	c.NegotiatedSerializer = serializer.NewCodecFactory(s.scheme).WithoutConversion()
@@ -140,7 +146,7 @@ func (s *Source) listWatch(k kind) (cache.ListerWatcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client of %s: %w", k.name, err)
 	}
-	return cache.NewListWatchFromClient(client, k.name, metav1.NamespaceAll, fields.Everything()), nil
+	return cache.NewFilteredListWatchFromClient(client, k.name, metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = k.labels }), nil
 }
 
 func (s *Source) bareListWatch(r schema.GroupVersionResource) cache.ListerWatcher {

@@ -11,7 +11,9 @@ import (
 	"cmp"
 	"maps"
 
+	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -87,6 +89,7 @@ func Service(s *corev1.Service, m source.Meta) *source.Service {
 	for _, f := range s.Spec.IPFamilies {
 		out.IPFamilies = append(out.IPFamilies, string(f))
 	}
+	out.SessionAffinity = string(s.Spec.SessionAffinity)
 	if p := s.Spec.IPFamilyPolicy; p != nil {
 		out.IPFamilyPolicy = string(*p)
 	}
@@ -122,7 +125,49 @@ func Gateway(g *gatewayv1.Gateway, m source.Meta) *source.Gateway {
 	return out
 }
 
+// ReferenceGrant trims a grant.
+func ReferenceGrant(g *gatewayv1.ReferenceGrant, m source.Meta) *source.ReferenceGrant {
+	return &source.ReferenceGrant{Meta: m, Spec: g.Spec}
+}
+
 // HTTPRoute trims a route.
 func HTTPRoute(r *gatewayv1.HTTPRoute, m source.Meta) *source.HTTPRoute {
 	return &source.HTTPRoute{Meta: m, Spec: r.Spec}
+}
+
+// EndpointSlice trims a slice.
+func EndpointSlice(s *discoveryv1.EndpointSlice, m source.Meta) *source.EndpointSlice {
+	out := &source.EndpointSlice{Meta: m}
+	for _, p := range s.Ports {
+		out.Ports = append(out.Ports, source.EndpointPort{Name: value(p.Name), Port: value(p.Port), Protocol: cmp.Or(string(value(p.Protocol)), "TCP")})
+	}
+	for _, e := range s.Endpoints {
+		ep := source.Endpoint{Addresses: e.Addresses, Node: value(e.NodeName), Zone: value(e.Zone), Ready: e.Conditions.Ready == nil || *e.Conditions.Ready}
+		ep.Serving = ep.Ready
+		if e.Conditions.Serving != nil {
+			ep.Serving = *e.Conditions.Serving
+		}
+		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
+			ep.Pod = ref.Name
+		}
+		out.Endpoints = append(out.Endpoints, ep)
+	}
+	return out
+}
+
+// ServiceEntry joins a ServiceEntry's parts.
+func ServiceEntry(spec *networking.ServiceEntry, status *networking.ServiceEntryStatus, m source.Meta) *source.ServiceEntry {
+	out := &source.ServiceEntry{Meta: m, Spec: spec}
+	for _, a := range status.GetAddresses() {
+		out.Addresses = append(out.Addresses, source.HostAddress{Host: a.GetHost(), Value: a.GetValue()})
+	}
+	return out
+}
+
+// value is what p points at, or the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }

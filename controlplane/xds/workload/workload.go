@@ -19,13 +19,13 @@ import (
 // Resources returns the resources of one result.
 func Resources(out compile.Output) []xds.Resource {
 	var list []xds.Resource
-	if w := out.Workload; w != nil {
+	for _, w := range out.Workloads {
 		m := &workloadpb.Address{Type: &workloadpb.Address_Workload{Workload: workloadpb.FromWorkload(w)}}
 		r := xds.NewResource(string(w.UID), m, workloadAliases(w), "")
 		r.Groups = groups(w)
 		list = append(list, r)
 	}
-	if s := out.Service; s != nil {
+	for _, s := range out.Services {
 		m := &workloadpb.Address{Type: &workloadpb.Address_Service{Service: workloadpb.FromService(s)}}
 		r := xds.NewResource(s.Key().String(), m, serviceAliases(s), "")
 		r.Group = r.Name.Name
