@@ -55,11 +55,11 @@ var doors = []door{
 		"only those who lay out networks configure the kernel"},
 	{"github.com/google/nftables", []string{"cni-plugin/redirect/...", "cli/laptop/..."},
 		"a ruleset is a value; one package applies it (cli/laptop: the virtual addresses of its own small cluster)"},
-	{"k8s.io/client-go", []string{"controlplane/lease", "controlplane/source/kube", "controlplane/gateway/...", "controlplane/status/...", "controlplane/ca/...", "controlplane/app", "cni-plugin/apiserver", "cni-plugin/app", "cli"},
+	{"k8s.io/client-go", []string{"controlplane/lease", "controlplane/source/kube", "controlplane/gateway/...", "controlplane/status/...", "controlplane/ca/...", "controlplane/app", "cni-plugin/apiserver", "cni-plugin/app", "cli", "controlplane/admission/..."},
 		"the CNI plugin and the proxies stay small"},
-	{"k8s.io/api", []string{"controlplane/lease", "controlplane/source/...", "controlplane/ca/...", "controlplane/gateway/...", "cni-plugin/podsource/...", "cni-plugin/apiserver", "cli/laptop/..."},
+	{"k8s.io/api", []string{"controlplane/lease", "controlplane/source/...", "controlplane/ca/...", "controlplane/gateway/...", "cni-plugin/podsource/...", "cni-plugin/apiserver", "cli/laptop/...", "controlplane/admission/..."},
 		"inside, objects are our own trimmed types"},
-	{"k8s.io/apimachinery", []string{"controlplane/lease", "controlplane/source/...", "controlplane/ca/...", "controlplane/gateway/...", "cni-plugin/podsource/...", "cni-plugin/apiserver", "cli/laptop/..."},
+	{"k8s.io/apimachinery", []string{"controlplane/lease", "controlplane/source/...", "controlplane/ca/...", "controlplane/gateway/...", "cni-plugin/podsource/...", "cni-plugin/apiserver", "cli/laptop/...", "controlplane/status/...", "controlplane/admission/..."},
 		"inside, objects are our own trimmed types"},
 	{"istio.io/api", []string{"controlplane/source/...", "controlplane/compile/...", "controlplane/status/..."},
 		"what users write is translated once, by compile"},
@@ -79,6 +79,7 @@ var doors = []door{
 	{"github.com/gopacket/gopacket", []string{"cli/laptop/...", "cli"}, "packets are captured by the demo only"},
 	{"github.com/containernetworking/cni", []string{"cni-plugin/plugin"}, "the runtime's protocol is spoken in one place"},
 	{"github.com/google/go-containerregistry", []string{"integration/images"}, "images are built and pushed by one program, which is no part of the mesh"},
+	{"helm.sh/helm/v4", []string{"charts", "cli/install"}, "charts are loaded in one place and installed from one"},
 	{"github.com/spf13/cobra", []string{"cli"}, "components are configured by their environment and flags"},
 }
 
