@@ -18,6 +18,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -54,8 +55,11 @@ type Authority struct {
 	ttl time.Duration
 	dir string // "" = kept nowhere
 
-	changing sync.Mutex // one change at a time
-	state    atomic.Pointer[state]
+	changing sync.Mutex            // one change at a time
+	state    atomic.Pointer[state] // nil when the material comes from elsewhere
+
+	material atomic.Pointer[Material] // nil until there is some
+	changed  atomic.Pointer[chan struct{}]
 }
 
 // Option changes an Authority from its defaults.
@@ -73,7 +77,41 @@ func newAuthority(dir string, opts []Option) *Authority {
 	for _, o := range opts {
 		o(a)
 	}
+	a.changed.Store(new(make(chan struct{})))
 	return a
+}
+
+// New returns an authority that signs with what Use gives it, and fails before.
+func New(opts ...Option) *Authority { return newAuthority("", opts) }
+
+// errNothing is why an authority cannot sign.
+var errNothing = errors.New("the certificate authority has no key yet")
+
+func (a *Authority) loaded() (*Material, error) {
+	if m := a.material.Load(); m != nil {
+		return m, nil
+	}
+	return nil, errNothing
+}
+
+// Use makes the authority sign with m from now on.
+func (a *Authority) Use(m *Material) {
+	if old := a.material.Swap(m); !m.Equal(old) {
+		close(*a.changed.Swap(new(make(chan struct{}))))
+	}
+}
+
+// Changed returns a channel that is closed when what the authority signs with, or
+// trusts, changes next. Who wants to miss nothing calls it before reading.
+func (a *Authority) Changed() <-chan struct{} { return *a.changed.Load() }
+
+// Material returns what the authority signs with, nil while it has nothing.
+func (a *Authority) Material() *Material { return a.material.Load() }
+
+// keep makes st the state.
+func (a *Authority) keep(st *state) {
+	a.state.Store(st)
+	a.Use(st.material())
 }
 
 // NewAuthority opens the authority kept in dir, or makes a new one there. State
@@ -85,7 +123,7 @@ func NewAuthority(dir string, opts ...Option) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
-	a.state.Store(st)
+	a.keep(st)
 	if err := a.rotate(time.Now()); err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
@@ -102,7 +140,7 @@ func Ephemeral(opts ...Option) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
-	a.state.Store(st)
+	a.keep(st)
 	return a, nil
 }
 
@@ -152,6 +190,9 @@ func (a *Authority) change(edit func(*state) (*state, error)) error {
 			return err
 		}
 	}
+	if base == nil {
+		return errors.New("the certificate authority is kept elsewhere")
+	}
 	next, err := edit(base)
 	if err != nil {
 		return err
@@ -164,18 +205,26 @@ func (a *Authority) change(edit func(*state) (*state, error)) error {
 		}
 		a.log.Info("certificate authority rotated", "roots", len(next.roots), "intermediate", next.intermediate.cert.Subject.CommonName)
 	}
-	a.state.Store(next)
+	a.keep(next)
 	return nil
 }
 
-// RootsPEM returns the trusted roots as PEM, the content of root-cert.pem.
-func (a *Authority) RootsPEM() []byte { return a.state.Load().bundle() }
+// RootsPEM returns the trusted roots as PEM, the content of root-cert.pem; nil
+// while there are none.
+func (a *Authority) RootsPEM() []byte {
+	if m := a.material.Load(); m != nil {
+		return m.bundle()
+	}
+	return nil
+}
 
 // Roots returns the trusted roots.
 func (a *Authority) Roots() *x509.CertPool {
 	pool := x509.NewCertPool()
-	for _, r := range a.state.Load().roots {
-		pool.AddCert(r.cert)
+	if m := a.material.Load(); m != nil {
+		for _, c := range m.roots {
+			pool.AddCert(c)
+		}
 	}
 	return pool
 }

@@ -18,7 +18,7 @@ func Fixed(opts ...Option) *Authority {
 	a := newAuthority("", append([]Option{WithLog(slog.Default())}, opts...))
 	a.log.Error("FAKE CERTIFICATE AUTHORITY: the root key is public and every identity can be forged; for tests only")
 	r := fixedRoot()
-	a.state.Store(&state{roots: []root{{signer: r, added: r.cert.NotBefore}}, intermediate: r})
+	a.keep(&state{roots: []root{{signer: r, added: r.cert.NotBefore}}, intermediate: r})
 	return a
 }
 

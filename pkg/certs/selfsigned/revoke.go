@@ -13,7 +13,11 @@ import (
 // numbers of certificates that the present issuing certificate signed. It replaces
 // every earlier one and is valid for life.
 func (a *Authority) RevocationList(life time.Duration, serials ...*big.Int) ([]byte, error) {
-	issuer := a.state.Load().intermediate
+	m, err := a.loaded()
+	if err != nil {
+		return nil, fmt.Errorf("sign revocation list: %w", err)
+	}
+	issuer := m.signer
 	now := time.Now()
 	tmpl := &x509.RevocationList{
 		Number:     big.NewInt(now.UnixNano()), // grows with each list

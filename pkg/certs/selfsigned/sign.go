@@ -16,7 +16,6 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
-	"net/url"
 	"time"
 
 	"github.com/culvert-mesh/culvert/pkg/certs"
@@ -42,21 +41,19 @@ func (a *Authority) SignCSR(csrPEM []byte, id mesh.Identity, ttl time.Duration) 
 	if _, err := mesh.ParseIdentity(id.String()); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	st := a.state.Load()
-	tmpl := &x509.Certificate{
-		URIs:        []*url.URL{id.URL()},
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	m, err := a.loaded()
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate for %s: %w", id, err)
 	}
-	leaf, err := st.intermediate.sign(tmpl, csr.PublicKey, ttl, time.Now())
+	leaf, err := m.signer.sign(workload(id), csr.PublicKey, ttl, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate for %s: %w", id, err)
 	}
 	chain := []string{string(certs.EncodePEM(leaf))}
-	if st.intermediate != st.roots[st.signing].signer {
-		chain = append(chain, string(certs.EncodePEM(st.intermediate.cert)))
+	for _, c := range m.chain {
+		chain = append(chain, string(certs.EncodePEM(c)))
 	}
-	return append(chain, string(st.bundle())), nil
+	return append(chain, string(m.bundle())), nil
 }
 
 // ErrCSR is in the chain of errors that are the request's fault.
@@ -124,16 +121,19 @@ func (a *Authority) ServerCertificate(names []string, addrs []netip.Addr, ttl ti
 	for _, addr := range addrs {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.IP(addr.Unmap().AsSlice()))
 	}
-	issuer := a.state.Load().intermediate
-	leaf, err := issuer.sign(tmpl, key.Public(), ttl, time.Now())
+	m, err := a.loaded()
 	if err != nil {
 		return nil, fmt.Errorf("sign server certificate: %w", err)
 	}
-	return &tls.Certificate{
-		Certificate: [][]byte{leaf.Raw, issuer.cert.Raw},
-		PrivateKey:  key,
-		Leaf:        leaf,
-	}, nil
+	leaf, err := m.signer.sign(tmpl, key.Public(), ttl, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("sign server certificate: %w", err)
+	}
+	cert := &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	for _, c := range m.chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert, nil
 }
 
 // sign fills in serial and validity and signs tmpl for pub.

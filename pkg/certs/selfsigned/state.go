@@ -1,7 +1,6 @@
 package selfsigned
 
 import (
-	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -66,7 +65,7 @@ func (st *state) advance(now time.Time) (*state, error) {
 			return nil, err
 		}
 	}
-	if next.intermediate.older(now, 0.5) {
+	if next.intermediate.older(now, 0.5) && next.roots[next.signing].mayDelegate() {
 		return next.renewIntermediate(now)
 	}
 	return next, nil
@@ -118,6 +117,9 @@ func (st *state) promote(now time.Time) (*state, error) {
 	return next.renewIntermediate(now)
 }
 
+// mayDelegate reports whether the root's certificate allows intermediates.
+func (r root) mayDelegate() bool { return !r.cert.MaxPathLenZero }
+
 func (st *state) renewIntermediate(now time.Time) (*state, error) {
 	im, err := st.roots[st.signing].newIntermediate(now)
 	if err != nil {
@@ -126,16 +128,22 @@ func (st *state) renewIntermediate(now time.Time) (*state, error) {
 	return &state{st.roots, st.signing, im}, nil
 }
 
-// bundle returns the trusted roots as PEM, the signing one first.
-func (st *state) bundle() []byte {
-	out := certs.EncodePEM(st.roots[st.signing].cert)
+// material returns what the state signs with.
+func (st *state) material() *Material {
+	m := &Material{signer: st.intermediate, roots: []*x509.Certificate{st.roots[st.signing].cert}}
+	if !st.direct() {
+		m.chain = []*x509.Certificate{st.intermediate.cert}
+	}
 	for i, r := range st.roots {
 		if i != st.signing {
-			out = append(out, certs.EncodePEM(r.cert)...)
+			m.roots = append(m.roots, r.cert)
 		}
 	}
-	return out
+	return m
 }
+
+// direct reports whether the root itself signs leaves.
+func (st *state) direct() bool { return st.intermediate.cert.Equal(st.roots[st.signing].cert) }
 
 // stored is the JSON form of a state.
 type stored struct {
@@ -219,19 +227,11 @@ func (in storedSigner) parse() (*signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode([]byte(in.Key))
-	if block == nil {
-		return nil, errors.New("key is not PEM")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	s, err := parseKey([]byte(in.Key))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("key: %w", err)
 	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("key of kind %T cannot sign", key)
-	}
-	if pub, ok := s.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(parsed[0].PublicKey) {
+	if !belongs(s, parsed[0]) {
 		return nil, errors.New("key does not belong to the certificate")
 	}
 	return &signer{parsed[0], s}, nil
@@ -289,7 +289,7 @@ func (st *state) save(dir string) error {
 	if err := os.Rename(temp, filepath.Join(dir, stateFile)); err != nil {
 		return err
 	}
-	return writeBundle(dir, st.bundle())
+	return writeBundle(dir, st.material().bundle())
 }
 
 // create keeps a first state in dir; it fails with fs.ErrExist when there is one.
