@@ -187,7 +187,7 @@ func definitionFiles(ctx context.Context) ([]string, error) {
 	}
 	var files []string
 	gateway := filepath.Join(strings.TrimSpace(string(out)), "config", "crd", "standard")
-	for _, pattern := range []string{filepath.Join(gateway, "gateway.networking.k8s.io_*s.yaml"), "../../charts/base/crds/*.yaml"} {
+	for _, pattern := range []string{filepath.Join(gateway, "gateway.networking.k8s.io_*s.yaml"), "../../charts/base/files/istio/*.yaml"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil || len(found) == 0 {
 			return nil, fmt.Errorf("no definitions like %s: %v", pattern, err)

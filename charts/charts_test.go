@@ -1,0 +1,191 @@
+package charts
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/diff"
+	chartcommon "helm.sh/helm/v4/pkg/chart/common"
+	commonutil "helm.sh/helm/v4/pkg/chart/common/util"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
+	"helm.sh/helm/v4/pkg/engine"
+	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/culvert-mesh/culvert/pkg/golden"
+)
+
+// render returns what a chart makes of values: the objects' files in order, and the
+// notes.
+func render(name string, values map[string]any, upgrade bool) (map[string]string, error) {
+	c, err := Load(name)
+	if err != nil {
+		return nil, err
+	}
+	if values == nil {
+		values = map[string]any{}
+	}
+	if err := chartutil.ProcessDependencies(c, values); err != nil {
+		return nil, err
+	}
+	options := chartcommon.ReleaseOptions{Name: "culvert", Namespace: "culvert-system", Revision: 1, IsInstall: !upgrade, IsUpgrade: upgrade}
+	all, err := commonutil.ToRenderValues(c, values, options, chartcommon.DefaultCapabilities)
+	if err != nil {
+		return nil, err
+	}
+	return engine.Render(c, all)
+}
+
+// text joins the rendered files; definitions, which are as they are, are left out.
+func text(files map[string]string) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		content := strings.TrimSpace(files[name])
+		if content == "" || strings.HasSuffix(name, "/crds.yaml") {
+			continue
+		}
+		fmt.Fprintf(&b, "# %s\n%s\n\n", path.Base(path.Dir(path.Dir(name)))+"/"+path.Base(name), content)
+	}
+	return b.String()
+}
+
+func parse(t *testing.T, text []byte) map[string]any {
+	t.Helper()
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatalf("values: %v", err)
+	}
+	return values
+}
+
+// TestDefaults: what each chart renders when nobody chooses anything.
+func TestDefaults(t *testing.T) {
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			files, err := render(name, nil, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			decode(t, files)
+			if name != "culvert" { // it adds the notes only
+				golden.File(t, "testdata/"+name+".yaml", text(files))
+			}
+		})
+	}
+}
+
+// TestSwitches: each case is what differs from the defaults.
+func TestSwitches(t *testing.T) {
+	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
+		name := "culvert"
+		if c.Has("chart") {
+			name = strings.TrimSpace(string(c.Section(t, "chart")))
+		}
+		before, err := render(name, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := render(name, parse(t, c.Section(t, "values")), c.Has("upgrade"))
+		if err != nil {
+			c.Want(t, "want", fmt.Sprintln(err))
+			return
+		}
+		decode(t, files)
+		c.Want(t, "want", string(diff.Diff("default", []byte(text(before)), "here", []byte(text(files)))))
+	})
+}
+
+// TestProfiles: each renders, and says what it changes.
+func TestProfiles(t *testing.T) {
+	before, err := render("culvert", nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, profile := range Profiles() {
+		t.Run(profile, func(t *testing.T) {
+			t.Parallel()
+			values, err := Profile(profile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files, err := render("culvert", parse(t, values), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			decode(t, files)
+			golden.File(t, "testdata/profile-"+profile+".diff", string(diff.Diff("default", []byte(text(before)), "here", []byte(text(files)))))
+		})
+	}
+	if _, err := Profile("none"); err == nil || !strings.Contains(err.Error(), "small") {
+		t.Errorf("a profile that is not there: %v", err)
+	}
+}
+
+// TestPlatforms: each renders, and says what it changes.
+func TestPlatforms(t *testing.T) {
+	before, err := render("culvert", nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, platform := range Platforms() {
+		files, err := render("culvert", map[string]any{"global": map[string]any{"platform": platform}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		decode(t, files)
+		fmt.Fprintf(&b, "platform %s\n%s\n", platform, diff.Diff("default", []byte(text(before)), "here", []byte(text(files))))
+	}
+	golden.File(t, "testdata/platforms.diff", b.String())
+}
+
+var decoder = func() runtime.Decoder {
+	s := runtime.NewScheme()
+	utilruntime.Must(scheme.AddToScheme(s))
+	utilruntime.Must(extensions.AddToScheme(s))
+	utilruntime.Must(gatewayv1.Install(s))
+	return serializer.NewCodecFactory(s, serializer.EnableStrict).UniversalDeserializer()
+}()
+
+// decode reads every object as the API server does: an unknown field is an error.
+func decode(t *testing.T, files map[string]string) {
+	t.Helper()
+	for name, content := range files {
+		if strings.HasSuffix(name, "NOTES.txt") {
+			continue
+		}
+		documents := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(content)))
+		for {
+			document, err := documents.Read()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			var fields map[string]any
+			if err := yaml.UnmarshalStrict(document, &fields); err != nil {
+				t.Errorf("%s: %v\n%s", name, err, document)
+			} else if len(fields) == 0 {
+				continue
+			}
+			if _, _, err := decoder.Decode(document, nil, nil); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,3 @@
+{{- define "gateway.name" -}}
+{{ .Values.name | default .Release.Name }}
+{{- end }}
