@@ -26,6 +26,12 @@ const (
 	CodeForeign                = "Foreign"                // Accepted: the parent is another controller's, whose status it is
 )
 
+// said is ok with a message.
+func (c *compilation) said(kind, message string) {
+	c.ok(kind)
+	c.out.Conditions[len(c.out.Conditions)-1].Message = message
+}
+
 // coded is bad with a code.
 func (c *compilation) coded(kind, code string, r reason.Reason, field, message string) {
 	c.bad(kind, r, field, message)

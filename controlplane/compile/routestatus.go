@@ -36,7 +36,7 @@ func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, fi
 		}
 	}
 	if rule.SessionPersistence != nil {
-		c.bad(Accepted, reason.Unsupported, field+".sessionPersistence", "sessions do not persist")
+		c.partly(Accepted, reason.Unsupported, field+".sessionPersistence", "sessions do not persist")
 	}
 	for j, b := range rule.BackendRefs {
 		at := fmt.Sprintf("%s.backendRefs[%d]", field, j)
@@ -52,10 +52,24 @@ func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, fi
 	}
 }
 
+// parentCode says whose parent one is that is no service: a waypoint's routes name
+// the services behind it instead; any other is another controller's.
+func (c *compilation) parentCode(r *source.HTTPRoute, ref gatewayv1.ParentReference) string {
+	if deref(ref.Kind, "Gateway") != "Gateway" || deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
+		return CodeForeign
+	}
+	namespace := string(deref(ref.Namespace, gatewayv1.Namespace(r.Namespace)))
+	g, ok := c.view.Get(source.Key{Kind: source.KindGateway, Namespace: namespace, Name: string(ref.Name)}).(*source.Gateway)
+	if ok && IsWaypoint(g) {
+		return CodeUnsupportedValue
+	}
+	return CodeForeign
+}
+
 func (c *compilation) parent(r *source.HTTPRoute, ref gatewayv1.ParentReference, field string) {
 	key, ok := parentKey(r, ref)
 	if !ok {
-		c.bad(Accepted, reason.Unsupported, field, fmt.Sprintf("parent kind %s is not supported", deref(ref.Kind, "Gateway")))
+		c.coded(Accepted, c.parentCode(r, ref), reason.Unsupported, field, fmt.Sprintf("parent kind %s is not supported", deref(ref.Kind, "Gateway")))
 		return
 	}
 	f, ok := c.frontendAt(key)

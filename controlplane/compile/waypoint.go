@@ -108,33 +108,33 @@ func (c *compilation) serviceWaypoint(f frontend) (wp *waypoint, chosen source.K
 // resolve returns the waypoint, or nil and says why not. Of the many pods that a
 // namespace's choice covers only those with a choice of their own say so.
 func (c *compilation) resolve(key source.Key, namespace string, t trafficType, own bool) *waypoint {
-	unbound := func(kind string, r reason.Reason, field, message string) {
+	unbound := func(code string, r reason.Reason, message string) {
 		if own || t == forService {
-			c.bad(kind, r, field, message)
+			c.coded(WaypointBound, code, r, useWaypointField, message)
 		}
 	}
 	g, ok := c.view.Get(key).(*source.Gateway)
 	if !ok {
-		unbound(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("waypoint %s/%s does not exist", key.Namespace, key.Name))
+		unbound("", reason.TargetNotFound, fmt.Sprintf("waypoint %s/%s does not exist", key.Namespace, key.Name))
 		return nil
 	}
 	switch {
 	case !IsWaypoint(g):
-		unbound(WaypointBound, reason.TargetNotFound, useWaypointField, fmt.Sprintf("gateway %s/%s is not a waypoint", key.Namespace, key.Name))
+		unbound("", reason.TargetNotFound, fmt.Sprintf("gateway %s/%s is not a waypoint", key.Namespace, key.Name))
 	case !serves(g, t):
 		if own {
-			c.bad(WaypointBound, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s is not for %s traffic", key.Namespace, key.Name, t))
+			c.coded(WaypointBound, CodeUnsupportedTrafficType, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s is not for %s traffic", key.Namespace, key.Name, t))
 		}
 	case !c.admits(g, namespace):
-		unbound(WaypointBound, reason.Unsupported, useWaypointField, fmt.Sprintf("waypoint %s/%s does not admit namespace %s", key.Namespace, key.Name, namespace))
+		unbound(CodeAttachmentDenied, reason.Unsupported, fmt.Sprintf("waypoint %s/%s does not admit namespace %s", key.Namespace, key.Name, namespace))
 	default:
 		if gw := c.gatewayPointer(g); gw != nil {
 			if t == forService {
-				c.ok(WaypointBound)
+				c.said(WaypointBound, fmt.Sprintf("attached to waypoint %s/%s", g.Namespace, g.Name))
 			}
 			return &waypoint{g, gw}
 		}
-		unbound(WaypointBound, reason.NoWaypoint, useWaypointField, fmt.Sprintf("waypoint %s/%s has no address yet", key.Namespace, key.Name))
+		unbound("", reason.NoWaypoint, fmt.Sprintf("waypoint %s/%s has no address yet", key.Namespace, key.Name))
 		return &waypoint{object: g}
 	}
 	return nil

@@ -88,12 +88,10 @@ const kindGRPCRoute source.Kind = "GRPCRoute"
 // wanted are removed.
 var owned = map[source.Kind][]string{
 	source.KindService:             {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
-	kindServiceEntry:               {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
+	source.KindServiceEntry:        {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
 	source.KindAuthorizationPolicy: {typeZtunnelAccepted, typeWaypointAccepted},
 	source.KindPeerAuthentication:  {typeZtunnelAccepted},
 }
-
-const kindServiceEntry source.Kind = "ServiceEntry"
 
 // wanted returns the conditions that an object should have.
 func wanted(kind source.Kind, seen *Seen, found []compile.Condition) []condition {

@@ -49,7 +49,7 @@ func parentStatuses(seen *Seen, found []compile.Condition, now time.Time) (out [
 			changed = true
 			continue
 		}
-		conditions, differs := merge(old.Conditions, types(old.Conditions), parentConditions(seen, pending[i], found), now)
+		conditions, differs := merge(old.Conditions, typesOf(old.Conditions), parentConditions(seen, pending[i], found), now)
 		pending = slices.Delete(pending, i, i+1)
 		if !differs {
 			out = append(out, raw)
@@ -66,8 +66,8 @@ func parentStatuses(seen *Seen, found []compile.Condition, now time.Time) (out [
 	return out, changed
 }
 
-// types returns the types of conditions: in an entry of ours all are ours.
-func types(conditions []json.RawMessage) []string {
+// typesOf returns the types of conditions: in an entry of ours all are ours.
+func typesOf(conditions []json.RawMessage) []string {
 	var out []string
 	for _, raw := range conditions {
 		var c condition
@@ -176,9 +176,17 @@ func references(found []compile.Condition) condition {
 	if len(problems) == 0 {
 		return newCondition(compile.ResolvedRefs, true, compile.ResolvedRefs, "all references are resolved", found)
 	}
-	why := string(gatewayv1.RouteReasonBackendNotFound)
-	if problems[0].Reason == reason.Unsupported || problems[0].Reason == reason.InvalidValue {
-		why = reasonUnsupportedValue
+	return newCondition(compile.ResolvedRefs, false, cmp.Or(problems[0].Code, refsReason(problems[0].Reason)), texts(problems), found)
+}
+
+func refsReason(r reason.Reason) string {
+	switch r {
+	case reason.RefNotPermitted:
+		return string(gatewayv1.RouteReasonRefNotPermitted)
+	case reason.Unsupported:
+		return string(gatewayv1.RouteReasonInvalidKind)
+	case reason.MissingField, reason.InvalidValue:
+		return reasonUnsupportedValue
 	}
-	return newCondition(compile.ResolvedRefs, false, cmp.Or(problems[0].Code, why), texts(problems), found)
+	return string(gatewayv1.RouteReasonBackendNotFound)
 }
