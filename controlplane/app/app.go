@@ -101,6 +101,7 @@ type App struct {
 	identity  *serving
 	kube      *rest.Config // of the API server; nil without one. To be copied, not changed
 	led       []led        // what only one replica does
+	statuses  *status.Writer
 
 	first     chan struct{} // closed when the first snapshot is in the cache
 	firstOnce sync.Once
@@ -140,6 +141,9 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 		Log: logging.Scope(log, "config"),
 	})
 	a.observe(levels)
+	if err := a.keepStatus(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -186,6 +190,7 @@ func (a *App) update(u source.Update) {
 		updates[i] = xds.Update{Owner: c.Key, Resources: append(workload.Resources(c.Output), waypoint.Resources(c.Output)...)}
 	}
 	a.cache.Apply(updates)
+	a.judged(u, changes)
 	if u.Previous {
 		return
 	}

@@ -27,6 +27,16 @@ func (m *Model) ConditionsOf(key source.Key) (conditions []compile.Condition, kn
 	return conditions, u != nil || refused
 }
 
+// AddressesOf returns the addresses that the hosts of a ServiceEntry have.
+func (m *Model) AddressesOf(key source.Key) []source.HostAddress {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if u := m.units[key]; u != nil {
+		return u.out.Addresses
+	}
+	return nil
+}
+
 // inForce ends what is said about a version that was not taken.
 const inForce = "; the last good version stays in force"
 

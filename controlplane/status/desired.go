@@ -2,6 +2,7 @@ package status
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,25 +47,42 @@ type target struct {
 type seenStatus struct {
 	Conditions []json.RawMessage `json:"conditions,omitempty"`
 	Parents    []json.RawMessage `json:"parents,omitempty"`
+	Addresses  []hostAddress     `json:"addresses,omitempty"` // of a ServiceEntry
+}
+
+// hostAddress is an address that was allocated to a host.
+type hostAddress struct {
+	Host  string `json:"host,omitempty"`
+	Value string `json:"value,omitempty"`
+}
+
+// Found is what there is to say about an object.
+type Found struct {
+	Conditions []compile.Condition
+	Addresses  []source.HostAddress // that a ServiceEntry's hosts have; none: whatever there is stays
 }
 
 // desired is the status that an object should have; a nil list stays as it is.
 type desired struct {
 	Conditions *[]json.RawMessage `json:"conditions,omitempty"`
 	Parents    *[]json.RawMessage `json:"parents,omitempty"`
+	Addresses  []hostAddress      `json:"addresses,omitempty"`
 }
 
 // Desired returns the merge patch of the status subresource that makes the status
 // of seen say what was found about the object, or nil when it says so already, or
 // when what was found is about another generation of the object than the one seen.
 // The patch applies to the version seen only. What other controllers wrote stays.
-func Desired(kind source.Kind, seen *Seen, found []compile.Condition, now time.Time) []byte {
-	found, current := ofGeneration(found, seen.Generation)
+func Desired(kind source.Kind, seen *Seen, f Found, now time.Time) []byte {
+	found, current := ofGeneration(f.Conditions, seen.Generation)
 	if !current {
 		return nil
 	}
 	var status desired
 	changed := false
+	if addresses := allocated(f); len(addresses) > 0 && kind == source.KindServiceEntry && !slices.Equal(addresses, seen.Status.Addresses) {
+		status.Addresses = addresses
+	}
 	if kind == source.KindHTTPRoute || kind == kindGRPCRoute {
 		var parents []json.RawMessage
 		if parents, changed = parentStatuses(seen, found, now); changed {
@@ -76,7 +94,7 @@ func Desired(kind source.Kind, seen *Seen, found []compile.Condition, now time.T
 			status.Conditions = &conditions
 		}
 	}
-	if !changed {
+	if !changed && status.Addresses == nil {
 		return nil
 	}
 	return must(json.Marshal(map[string]any{"metadata": map[string]string{"resourceVersion": seen.ResourceVersion}, "status": status}))
@@ -91,6 +109,14 @@ var owned = map[source.Kind][]string{
 	source.KindServiceEntry:        {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
 	source.KindAuthorizationPolicy: {typeZtunnelAccepted, typeWaypointAccepted},
 	source.KindPeerAuthentication:  {typeZtunnelAccepted},
+}
+
+func allocated(f Found) []hostAddress {
+	var out []hostAddress
+	for _, a := range f.Addresses {
+		out = append(out, hostAddress{a.Host, a.Value})
+	}
+	return out
 }
 
 // wanted returns the conditions that an object should have.

@@ -36,7 +36,7 @@ func TestDesired(t *testing.T) {
 		}
 		var out bytes.Buffer
 		for _, s := range seen {
-			found, known := m.ConditionsOf(keyOf(s))
+			found, known := judged(m, keyOf(s))
 			if !known {
 				t.Fatalf("%s is not known", keyOf(s))
 			}
@@ -47,6 +47,11 @@ func TestDesired(t *testing.T) {
 		}
 		c.Want(t, "want", out.String())
 	})
+}
+
+func judged(m *model.Model, key source.Key) (Found, bool) {
+	conditions, known := m.ConditionsOf(key)
+	return Found{conditions, m.AddressesOf(key)}, known
 }
 
 func keyOf(s *Seen) source.Key {
@@ -87,7 +92,7 @@ func apply(t *testing.T, m *model.Model, doc string) *Seen {
 }
 
 // patched is what an object is after what is desired was written.
-func patched(t *testing.T, s *Seen, found []compile.Condition) *Seen {
+func patched(t *testing.T, s *Seen, found Found) *Seen {
 	t.Helper()
 	out := *s
 	patch := Desired(source.Kind(s.Kind), s, found, noon)
@@ -98,6 +103,7 @@ func patched(t *testing.T, s *Seen, found []compile.Condition) *Seen {
 		Status struct {
 			Conditions *[]json.RawMessage
 			Parents    *[]json.RawMessage
+			Addresses  []hostAddress
 		}
 	}
 	if err := json.Unmarshal(patch, &p); err != nil {
@@ -108,6 +114,9 @@ func patched(t *testing.T, s *Seen, found []compile.Condition) *Seen {
 	}
 	if p.Status.Parents != nil {
 		out.Status.Parents = *p.Status.Parents
+	}
+	if p.Status.Addresses != nil {
+		out.Status.Addresses = p.Status.Addresses
 	}
 	return &out
 }

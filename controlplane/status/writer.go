@@ -12,7 +12,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
-	"github.com/culvert-mesh/culvert/controlplane/compile"
 	"github.com/culvert-mesh/culvert/controlplane/source"
 )
 
@@ -29,7 +28,7 @@ type WriterConfig struct {
 	API API
 	// Found returns what there is to say about an object; known is false while it has
 	// not been judged.
-	Found   func(source.Key) (found []compile.Condition, known bool)
+	Found   func(source.Key) (f Found, known bool)
 	Keys    func() []source.Key // of all objects that are judged
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil = none
