@@ -30,6 +30,10 @@ sidecar.istio.io/inject: "false"
 {{ .Values.ownConfFileName | default (get (include "culvert.platform" . | fromYaml) "ownConf") }}
 {{- end }}
 
+{{- define "cni.xdsAddress" -}}
+{{ .Values.xdsAddress | default (printf "https://culvert-controlplane.%s.svc:15012" .Release.Namespace) }}
+{{- end }}
+
 {{- define "cni.args" -}}
 - --kube
 - --node=$(NODE_NAME)
@@ -37,8 +41,8 @@ sidecar.istio.io/inject: "false"
 - --socket=/var/run/culvert-cni/pluginevent.sock
 - --zds=/var/run/ztunnel/ztunnel.sock
 - --eligibility=/var/run/culvert-cni/eligibility.json
-- --cni-conf-dir={{ include "cni.confDir" . }}
-- --cni-bin-dir={{ include "cni.binDir" . }}
+- --cni-conf-dir=/host/etc/cni/net.d
+- --cni-bin-dir=/host/opt/cni/bin
 {{- with .Values.cniConfFileName }}
 - --cni-conf={{ . }}
 {{- end }}
@@ -51,6 +55,9 @@ sidecar.istio.io/inject: "false"
 - --dns-capture={{ .Values.ambient.dnsCapture }}
 {{- if .Values.probeSNAT }}
 - --probe-snat
+{{- end }}
+{{- if .Values.prove }}
+- --prove
 {{- end }}
 - --drain-grace={{ .Values.drainGrace }}
 - --admin-listen=:{{ .Values.adminPort }}
