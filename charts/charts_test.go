@@ -2,18 +2,27 @@ package charts
 
 import (
 	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/diff"
 	chartcommon "helm.sh/helm/v4/pkg/chart/common"
 	commonutil "helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/v2/lint"
+	"helm.sh/helm/v4/pkg/chart/v2/lint/support"
 	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
 	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -187,5 +196,139 @@ func decode(t *testing.T, files map[string]string) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+	}
+}
+
+// TestLint: Helm's own linter has nothing to say of any chart, nor of its own
+// folder once its dependencies are there.
+func TestLint(t *testing.T) {
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), name)
+			files, err := Files(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range files {
+				path := filepath.Join(dir, f.Name)
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, f.Data, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			result := lint.RunAll(dir, nil, "culvert-system", lint.WithSkipSchemaValidation(false))
+			for _, m := range result.Messages {
+				if m.Severity > support.InfoSev { // "icon is recommended"
+					t.Errorf("%s", m)
+				}
+			}
+		})
+	}
+}
+
+// TestSame: what the charts have in common is the same in each.
+func TestSame(t *testing.T) {
+	common := func(name string) (string, map[string]any) {
+		templates, err := FS.ReadFile(name + "/templates/_culvert.tpl")
+		if err != nil && name != "culvert" {
+			t.Fatal(err)
+		}
+		values, err := FS.ReadFile(name + "/values.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		schema, err := FS.ReadFile(name + "/values.schema.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		definitions := parse(t, schema)["$defs"].(map[string]any)
+		_, global, _ := strings.Cut(string(values), "\nglobal:\n")
+		global, _, _ = strings.Cut(global, "\n\n")
+		return string(templates), map[string]any{"values": global, "schema": definitions["global"]}
+	}
+	templates, global := common("controlplane")
+	for _, name := range Names() {
+		tpl, g := common(name)
+		if diff := cmp.Diff(global, g); diff != "" {
+			t.Errorf("%s: its global values differ from controlplane's:\n%s", name, diff)
+		}
+		if diff := cmp.Diff(templates, tpl); diff != "" && name != "culvert" {
+			t.Errorf("%s: its _culvert.tpl differs from controlplane's:\n%s", name, diff)
+		}
+	}
+	var table map[string]any
+	_, text, _ := strings.Cut(templates, `{{- define "culvert.platforms" -}}`)
+	text, _, _ = strings.Cut(text, "{{- end }}")
+	if err := yaml.Unmarshal([]byte(text), &table); err != nil {
+		t.Fatal(err)
+	}
+	if got := slices.Sorted(maps.Keys(table)); !slices.Equal(got, Platforms()) {
+		t.Errorf("the table of platforms has %v, Platforms has %v", got, Platforms())
+	}
+	enum := global["schema"].(map[string]any)["properties"].(map[string]any)["platform"].(map[string]any)["enum"].([]any)
+	if len(enum) != len(Platforms())+1 {
+		t.Errorf("the schema knows the platforms %v, Platforms has %v", enum, Platforms())
+	}
+}
+
+// TestVersions: charts are released together.
+func TestVersions(t *testing.T) {
+	umbrella, err := Load("culvert")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range Names() {
+		c, err := Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Metadata.Version != umbrella.Metadata.Version || c.Metadata.AppVersion != umbrella.Metadata.AppVersion {
+			t.Errorf("%s is %s of %s, culvert %s of %s", name, c.Metadata.Version, c.Metadata.AppVersion, umbrella.Metadata.Version, umbrella.Metadata.AppVersion)
+		}
+	}
+	for _, d := range umbrella.Metadata.Dependencies {
+		if d.Version != umbrella.Metadata.Version {
+			t.Errorf("culvert wants %s %s", d.Name, d.Version)
+		}
+	}
+}
+
+// TestReleaseFits: Helm keeps a release, chart and objects, in one Secret of at most
+// a megabyte.
+func TestReleaseFits(t *testing.T) {
+	c, err := Load("culvert")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := render("culvert", nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var manifest strings.Builder
+	for _, content := range files {
+		manifest.WriteString(content)
+	}
+	text, err := json.Marshal(map[string]any{"chart": c, "manifest": manifest.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	z.Write(text)
+	z.Close()
+	if size := base64.StdEncoding.EncodedLen(b.Len()); size > 700<<10 {
+		t.Errorf("a release is %d bytes, of 1048576", size)
+	} else {
+		t.Logf("a release is %d bytes", size)
+	}
+}
+
+// TestUnknown: a chart that is not there is told from those that are.
+func TestUnknown(t *testing.T) {
+	if _, err := Load("istio"); err == nil || !strings.Contains(err.Error(), "controlplane") {
+		t.Errorf("Load(istio): %v", err)
 	}
 }
