@@ -104,6 +104,7 @@ func TestLife(t *testing.T) {
 	a.certs = certs.NewCache(authority, certs.CacheConfig{}) // instead of the control plane's CA
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
+	control.Stop()
 	go func() { ended <- a.Run(ctx) }()
 	defer cancel()
 
@@ -111,6 +112,7 @@ func TestLife(t *testing.T) {
 	if text := awaitStatus(t, ready, 500); !strings.Contains(text, "configuration") {
 		t.Errorf("before it knows its configuration: %q", text)
 	}
+	control.Start()
 	teach(control, ln.Addr().(*net.TCPAddr).AddrPort())
 	awaitStatus(t, ready, 200)
 

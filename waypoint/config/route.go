@@ -70,6 +70,24 @@ type Forward struct {
 	RegexRewrite  *regexp.Regexp // replaced by Substitution
 	Substitution  string         // in regexp's $1 notation
 	HostRewrite   string         // "" = none
+
+	Retry   *Retry // nil = none
+	Mirrors []Mirror
+}
+
+// Retry sends a request again when its connection failed, or its answer has one of
+// some codes.
+type Retry struct {
+	Attempts   int           // after the first
+	Codes      []int         // that are tried again
+	TryTimeout time.Duration // for one try; 0 = none
+	Backoff    time.Duration // before the second try; doubles
+}
+
+// Mirror sends copies of requests to another cluster.
+type Mirror struct {
+	Cluster    string
+	Millionths uint32 // of the requests
 }
 
 // WeightedCluster is one of the backends that share a route's requests.
@@ -105,7 +123,7 @@ type Redirect struct {
 	Scheme        string
 	Host          string
 	Port          uint32
-	Path          string // replaces path and query
+	Path          string // replaces the path; and the query, if it has one itself
 	PrefixRewrite string
 	StripQuery    bool
 }

@@ -115,6 +115,15 @@ func (r *Request) SetPath(p []byte) {
 // Host returns the authority without its port.
 func (r *Request) Host() []byte { return StripPort(r.authority) }
 
+// CopyHead makes r a copy of src but for its body and trailer.
+func (r *Request) CopyHead(src *Request) {
+	r.Reset()
+	r.Method, r.Scheme, r.Version = src.Method, src.Scheme, src.Version
+	r.Header.CopyFrom(&src.Header)
+	r.SetAuthority(src.authority)
+	r.SetTarget(src.target)
+}
+
 // Reset empties r for the next request and keeps its memory.
 func (r *Request) Reset() {
 	r.Method, r.Scheme, r.Version = "", "http", HTTP11

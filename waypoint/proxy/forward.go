@@ -29,25 +29,39 @@ const smallBody = 16 << 10
 //	send         head and body; a long body by a goroutine of its own
 //	await        1xx are passed on; the final head ends the wait
 //	deliver      the body streams to the client, or both sides switch protocol
+//
+// and all of it again when the route asks for it (retry.go).
 func (s *session) forward() {
+	if err := s.keepBody(); err != nil {
+		s.uploaded.bodyErr = err
+		s.failed(err)
+		return
+	}
+	s.mirror()
 	if s.bodyDone() {
 		s.watch.arm()
 	}
+	again := false
 	for attempt := 1; ; attempt++ {
-		err := s.connect(attempt > 1 && s.endpoint != nil)
+		s.beginTry()
+		err := s.connect(again)
 		if err == nil {
 			err = s.exchangeOnce()
 		}
-		if err == nil {
+		switch {
+		case s.retriable(attempt, err):
+			again = s.endpoint != nil
+		case s.tryAgain(err):
+			again = false
+		case err == nil:
 			s.deliver()
 			return
+		default:
+			s.failed(err)
+			return
 		}
-		if s.retriable(attempt, err) {
-			s.release(false)
-			continue
-		}
-		s.failed(err)
-		return
+		s.release(false)
+		s.rewind()
 	}
 }
 
@@ -78,13 +92,13 @@ func (e *staleError) Unwrap() error { return e.error }
 // new connection to the same endpoint.
 func (s *session) connect(again bool) error {
 	ctx, cancel := s.ctx, context.CancelFunc(func() {})
-	if !s.deadline.IsZero() {
-		ctx, cancel = context.WithDeadline(s.ctx, s.deadline)
+	if !s.limit.IsZero() {
+		ctx, cancel = context.WithDeadline(s.ctx, s.limit)
 	}
 	defer cancel()
 	var space [maxAttempts]*cluster.Endpoint
-	avoid := space[:0]
-	for {
+	avoid := append(space[:0], s.avoid...)
+	for tried := 1; ; tried++ {
 		if !again {
 			if err := s.pick(avoid); err != nil {
 				return err
@@ -97,7 +111,7 @@ func (s *session) connect(again bool) error {
 		if ctx.Err() != nil && s.ctx.Err() == nil {
 			return reason.New(reason.RequestTimeout, "connect", s.endpoint.Addr.String(), err)
 		}
-		if avoid = append(avoid, s.endpoint); len(avoid) == maxAttempts || !worthAnother(err) || s.ctx.Err() != nil {
+		if avoid = append(avoid, s.endpoint); tried == maxAttempts || !worthAnother(err) || s.ctx.Err() != nil {
 			return err
 		}
 		s.endpoint.End()
@@ -130,9 +144,9 @@ func (s *session) use(up *upstream.Conn) error {
 	if err := s.ctx.Err(); err != nil { // abort may have looked before the Store
 		return err
 	}
-	if !s.deadline.IsZero() {
-		_ = up.SetReadDeadline(s.deadline)
-		_ = up.SetWriteDeadline(s.deadline)
+	if !s.limit.IsZero() {
+		_ = up.SetReadDeadline(s.limit)
+		_ = up.SetWriteDeadline(s.limit)
 	}
 	return nil
 }
@@ -312,7 +326,7 @@ func (s *session) release(reusable bool) {
 		up.Close()
 		return
 	}
-	if !s.deadline.IsZero() {
+	if !s.limit.IsZero() {
 		_ = up.SetReadDeadline(time.Time{})
 		_ = up.SetWriteDeadline(time.Time{})
 	}

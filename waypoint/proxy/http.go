@@ -78,7 +78,11 @@ type session struct {
 // exchange is what becomes of one request.
 type exchange struct {
 	began    time.Time
-	deadline time.Time // of the route's timeout; zero without
+	deadline time.Time           // of the route's timeout; zero without
+	limit    time.Time           // of the try at hand; zero without
+	retries  int                 // that the route asked for, so far
+	avoid    []*cluster.Endpoint // of former tries
+	kept     []byte              // the body, when it may be sent again
 	snap     *config.Snapshot
 	dest     *config.Destination
 	route    *config.Route

@@ -3,6 +3,8 @@
 // from top to bottom as the traffic goes:
 //
 //	http.go     read ▶ filters ▶ route ▶ forward.go: endpoint, connection, send, answer ▶ filters ▶ record.go
+//	retry.go    the same again when the route asks for it
+//	mirror.go   copies of requests for somebody else
 //	upgrade.go  after a 101: bytes both ways
 //	tcp.go      network filters ▶ endpoint ▶ bytes both ways ▶ record.go
 //	watch.go    notices a client that leaves while an answer is awaited
@@ -61,6 +63,7 @@ type Proxy struct {
 	cfg      Config
 	draining atomic.Bool
 	active   atomic.Int64 // requests and TCP connections under way
+	mirrors  atomic.Int64 // copies of requests under way
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}

@@ -2,6 +2,7 @@ package router
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/http"
@@ -58,8 +59,10 @@ func Location(r *config.Route, req *http.Request) string {
 	}
 	path := string(req.Path())
 	switch {
-	case d.Path != "":
+	case strings.Contains(d.Path, "?"):
 		return scheme + "://" + host + d.Path
+	case d.Path != "":
+		path = d.Path
 	case d.PrefixRewrite != "":
 		path = string(replacePrefix(&r.Path, req.Path(), d.PrefixRewrite))
 	}

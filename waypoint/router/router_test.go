@@ -184,7 +184,9 @@ func TestRewriteAndLocation(t *testing.T) {
 	for want, d := range map[string]config.Redirect{
 		"https://a.b/p?q":     {Scheme: "https"},
 		"http://c:8080/p?q":   {Host: "c", Port: 8080},
-		"http://a.b:81/new":   {Path: "/new"},
+		"http://a.b:81/new?q": {Path: "/new"},
+		"http://a.b:81/new?x": {Path: "/new?x"},
+		"http://a.b/p?q":      {Port: 80},
 		"http://a.b:81/p":     {StripQuery: true},
 		"https://a.b/z?q":     {Scheme: "https", Port: 443, PrefixRewrite: "/z"},
 		"http://a.b:8443/p?q": {Port: 8443},

@@ -156,6 +156,13 @@ func decodeForward(m *routev3.RouteAction) (*config.Forward, error) {
 		}
 		f.RegexRewrite, f.Substitution = re, goSubstitution(rw.GetSubstitution())
 	}
+	var err error
+	if f.Retry, err = decodeRetry(m.GetRetryPolicy()); err != nil {
+		return nil, at("retry_policy", err)
+	}
+	if f.Mirrors, err = decodeMirrors(m.GetRequestMirrorPolicies()); err != nil {
+		return nil, at("request_mirror_policies", err)
+	}
 	switch c := m.GetClusterSpecifier().(type) {
 	case *routev3.RouteAction_Cluster:
 		f.Clusters, f.TotalWeight = []config.WeightedCluster{{Name: c.Cluster, Weight: 1}}, 1

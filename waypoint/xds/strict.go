@@ -28,8 +28,13 @@ var implemented = implementedFields(map[string]string{
 	"envoy.config.route.v3.HeaderMatcher":         "name string_match present_match invert_match treat_missing_header_as_empty",
 	"envoy.config.route.v3.QueryParameterMatcher": "name string_match present_match",
 	"envoy.config.route.v3.RouteAction": "cluster weighted_clusters timeout prefix_rewrite regex_rewrite host_rewrite_literal " +
-		"cluster_not_found_response_code",
-	"envoy.config.route.v3.WeightedCluster": "clusters total_weight",
+		"cluster_not_found_response_code retry_policy request_mirror_policies",
+	"envoy.config.route.v3.RetryPolicy":                     "retry_on num_retries per_try_timeout retriable_status_codes retry_back_off",
+	"envoy.config.route.v3.RetryPolicy.RetryBackOff":        "base_interval",
+	"envoy.config.route.v3.RouteAction.RequestMirrorPolicy": "cluster runtime_fraction",
+	"envoy.config.core.v3.RuntimeFractionalPercent":         "default_value",
+	"envoy.type.v3.FractionalPercent":                       "numerator denominator",
+	"envoy.config.route.v3.WeightedCluster":                 "clusters total_weight",
 	"envoy.config.route.v3.WeightedCluster.ClusterWeight": "name weight request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove",
 	"envoy.config.route.v3.RedirectAction":                                   "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite response_code strip_query",

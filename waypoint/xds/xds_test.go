@@ -2,8 +2,11 @@ package xds
 
 import (
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,6 +25,7 @@ import (
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/filter"
 	"github.com/culvert-mesh/culvert/waypoint/http"
+	"github.com/culvert-mesh/culvert/waypoint/router"
 )
 
 func pack(t testing.TB, m proto.Message) *anypb.Any {
@@ -130,9 +134,9 @@ func TestRefused(t *testing.T) {
 	t.Parallel()
 	const path = "virtual_hosts[0].routes[0]"
 	for action, want := range map[string]string{
-		`"route": {"cluster": "c", "retryPolicy": {"numRetries": 1}}`: path + ".route.retry_policy: not supported",
-		`"route": {"clusterHeader": "x"}`:                             path + ".route.cluster_header: not supported",
-		`"route": {"cluster": "c", "timeout": "-1s"}`:                 path + ".route: timeout: negative",
+		`"route": {"cluster": "c", "hedgePolicy": {"initialRequests": 1}}`: path + ".route.hedge_policy: not supported",
+		`"route": {"clusterHeader": "x"}`:                                  path + ".route.cluster_header: not supported",
+		`"route": {"cluster": "c", "timeout": "-1s"}`:                      path + ".route: timeout: negative",
 		`"route": {}`: path + ".route: cluster: required",
 		`"route": {"weightedClusters": {"clusters": []}}`:                                                      path + ".route.weighted_clusters: clusters: required",
 		`"nonForwardingAction": {}`:                                                                            path + ".non_forwarding_action: not supported",
@@ -278,4 +282,30 @@ func FuzzDecode(f *testing.F) {
 			s.Handle([]xds.Resource{{Name: "x", Body: &anypb.Any{TypeUrl: s.TypeURL, Value: value}}}, nil)
 		}
 	})
+}
+
+// TestRetryAndMirror: what a route may ask for beside its backends.
+func TestRetryAndMirror(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.must(RouteTypeURL, "r", routes(t, "r", `"route": {"cluster": "c", "retryPolicy": {"retryOn": "connect-failure,reset,retriable-status-codes",
+		"numRetries": 3, "perTryTimeout": "2s", "retriableStatusCodes": [502, 503], "retryBackOff": {"baseInterval": "0.05s"}},
+		"requestMirrorPolicies": [{"cluster": "m"}, {"cluster": "n", "runtimeFraction": {"defaultValue": {"numerator": 20}}}]}`))
+	table := b.store.Load().Routes["r"].(*router.Table)
+	f := table.Source().Hosts[0].Routes[0].Forward
+	if want := (config.Retry{Attempts: 3, Codes: []int{502, 503}, TryTimeout: 2 * time.Second, Backoff: 50 * time.Millisecond}); !reflect.DeepEqual(*f.Retry, want) {
+		t.Errorf("%+v, want %+v", *f.Retry, want)
+	}
+	if want := []config.Mirror{{Cluster: "m", Millionths: 1_000_000}, {Cluster: "n", Millionths: 200_000}}; !slices.Equal(f.Mirrors, want) {
+		t.Errorf("%+v, want %+v", f.Mirrors, want)
+	}
+	for field, action := range map[string]string{
+		"retry_policy: retry_on":               `"route": {"cluster": "c", "retryPolicy": {"retryOn": "5xx"}}`,
+		"request_mirror_policies":              `"route": {"cluster": "c", "requestMirrorPolicies": [{}]}`,
+		"retry_policy.host_selection_retry_ma": `"route": {"cluster": "c", "retryPolicy": {"retryOn": "connect-failure,reset", "hostSelectionRetryMaxAttempts": 3}}`,
+	} {
+		if err := b.send(RouteTypeURL, "r", routes(t, "r", action)); err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("%v does not name %s", err, field)
+		}
+	}
 }
