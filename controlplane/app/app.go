@@ -84,64 +84,64 @@ func kinds() xds.Kinds {
 
 // App is the control plane.
 type App struct {
-	cfg       Config
-	log       *slog.Logger
-	registry  *prometheus.Registry
-	triggers  prometheus.Counter
-	source    source.Source
-	model     *model.Model
-	cache     *xds.Cache
-	streams   *xds.Server
-	authority *selfsigned.Authority
-	ca        *ca.Server
-	board     *status.Board
-	admin     *admin.Server
-	readiness *admin.Server
-	metrics   *admin.Server
-	identity  *serving
-	kube      *rest.Config // of the API server; nil without one. To be copied, not changed
-	led       []led        // what only one replica does
-	statuses  *status.Writer
+	cfg           Config
+	log           *slog.Logger
+	registry      *prometheus.Registry
+	triggers      prometheus.Counter
+	source        source.Source
+	model         *model.Model
+	cache         *xds.Cache
+	streams       *xds.Server
+	authority     *selfsigned.Authority // without a key until Run, where an API server keeps it
+	ca            *ca.Server
+	board         *status.Board
+	admin         *admin.Server
+	readiness     *admin.Server
+	metrics       *admin.Server
+	identity      *serving
+	keepAuthority func(context.Context) error
+	kube          *rest.Config // of the API server; nil without one. To be copied, not changed
+	led           []led        // what only one replica does
+	statuses      *status.Writer
 
 	first     chan struct{} // closed when the first snapshot is in the cache
 	firstOnce sync.Once
 	synced    func() // opens the readiness gate
+	signs     func() // likewise
 	bound     chan net.Addr
 }
 
 // New builds the control plane from its parts. It opens the certificate authority
-// and starts nothing.
+// that is in a folder, and starts nothing.
 func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	a := &App{cfg: cfg, log: log, first: make(chan struct{}), bound: make(chan net.Addr, 1)}
-	authority, err := selfsigned.NewAuthority(cfg.State, selfsigned.WithLog(logging.Scope(log, "ca")))
-	if err != nil {
-		return nil, fmt.Errorf("open certificate authority: %w", err)
-	}
-	a.authority = authority
 	a.registry = metrics.NewRegistry("pilot", run.Version())
 	a.triggers = prometheus.NewCounter(prometheus.CounterOpts{Name: "pilot_push_triggers", Help: "Changes of the source that were compiled."})
 	a.registry.MustRegister(a.triggers)
-	a.identity = newServing(authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))
 	auth, err := a.connect()
 	if err != nil {
 		return nil, err
 	}
+	if err := a.openAuthority(); err != nil {
+		return nil, err
+	}
+	a.identity = newServing(a.authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))
 	a.model = model.New(cfg.Mesh)
 	a.cache = xds.NewCache()
 	a.streams = xds.NewServer(xds.Config{
 		Cache: a.cache, Order: pushOrder(), Auth: auth, Kinds: kinds(), Ready: a.first,
 		Log: logging.Scope(log, "xds"), Metrics: a.registry,
 	})
-	a.ca = ca.New(ca.Config{
-		Auth: auth, Signer: authority, Rule: a.model, TrustDomain: cfg.Mesh.TrustDomain,
-		TrustedNodeAccounts: cfg.NodeAccounts, Log: logging.Scope(log, "ca"), Metrics: a.registry,
-	})
+	a.ca = a.newCA(auth)
 	a.board = status.NewBoard(status.Inputs{
 		Conditions: a.model.Conditions, Objects: a.model.Len, Resources: a.cache.Count, Proxies: a.streams.Proxies,
 		Log: logging.Scope(log, "config"),
 	})
 	a.observe(levels)
 	if err := a.keepStatus(); err != nil {
+		return nil, err
+	}
+	if err := a.buildGateways(); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -156,6 +156,7 @@ func (a *App) observe(levels admin.Levels) {
 	a.admin.Dump("proxies", func() any { return a.streams.Proxies() })
 	ready := admin.NewReadiness()
 	a.synced, _ = ready.Gate("first configuration")
+	a.signs, _ = ready.Gate("certificate authority")
 	a.readiness = admin.NewReadinessServer(admin.Config{Addr: a.cfg.ReadyListen, Name: "controlplane", Log: log}, ready)
 	a.metrics = admin.NewMetricsServer(admin.Config{Addr: a.cfg.MetricsListen, Name: "controlplane", Log: log}, metrics.Handler(a.registry))
 }
@@ -164,7 +165,8 @@ func (a *App) observe(levels admin.Levels) {
 func (a *App) Run(ctx context.Context) error {
 	var g run.Group
 	g.Add("source", func(ctx context.Context) error { return a.source.Run(ctx, a.update) })
-	g.Add("certificate authority", a.authority.Run)
+	g.Add("certificate authority", a.keepAuthority)
+	g.Add("first certificate", a.awaitAuthority)
 	g.Add("xds", a.serve)
 	g.Add("admin", a.admin.Run)
 	g.Add("readiness", a.readiness.Run)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/controlplane/compile"
@@ -23,9 +24,11 @@ type Config struct {
 	Namespace  string        // the mesh's own, with Kube
 	Lease      string        // its name; who holds it does what only one replica does. "" = every replica
 	Replica    string        // this replica's name, with Kube
-	State      string        // folder of the certificate authority; root-cert.pem appears there
+	CASecret   string        // Secret of the users' own certificate authority, with Kube
+	State      string        // folder of the certificate authority; root-cert.pem appears there. "" with Kube: Secrets
 	TokenKeys  string        // JWKS file of the keys that sign service-account tokens; not with Kube
 	Mesh       compile.Mesh
+	Gateways   GatewayConfig
 
 	XDSListen     string // xDS and CA, TLS
 	AdminListen   string
@@ -71,7 +74,8 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.Var(texts{&c.Audiences}, "audience", "`audience` that tokens must be for, with --kube (repeatable; default istio-ca)")
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", "culvert-system"), "`namespace` of the mesh's own objects, with --kube")
 	fs.StringVar(&c.Lease, "lease", "culvert-controlplane", "`name` of the Lease of the replica that does what only one may, with --kube; empty: this one does")
-	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority")
+	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority; default with --kube: Secrets in --namespace")
+	fs.StringVar(&c.CASecret, "ca-secret-name", "cacerts", "`name` of the Secret with the users' own certificate authority, with --kube")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
 	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
 	fs.StringVar(&c.AdminListen, "admin-listen", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "`address` of the admin server")
@@ -85,6 +89,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&network, "network", "", "network `name`")
 	fs.StringVar(&c.Mesh.RootNamespace, "root-namespace", "istio-system", "`namespace` of mesh-wide policies")
 	fs.Var(texts{&c.NodeAccounts}, "node-account", "`namespace/account` of node proxies (repeatable)")
+	c.Gateways.flags(fs)
 	fs.StringVar(&c.LogLevel, "log-level", env.Text("LOG_LEVEL", ""), "log `filter`")
 	fs.StringVar(&c.LogFormat, "log-format", env.Text("LOG_FORMAT", ""), "plain or json")
 	if err := fs.Parse(args); err != nil {
@@ -100,6 +105,16 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 
 func (c *Config) addresses(texts []string) error {
 	c.Hostnames = append(c.Hostnames, "localhost", "istiod.istio-system.svc")
+	if c.Kube {
+		for _, service := range []string{"culvert-controlplane", "istiod"} {
+			name := service + "." + c.Namespace
+			for _, n := range []string{name, name + ".svc", name + ".svc." + c.Mesh.ClusterDomain} {
+				if !slices.Contains(c.Hostnames, n) {
+					c.Hostnames = append(c.Hostnames, n)
+				}
+			}
+		}
+	}
 	c.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 	for _, s := range texts {
 		a, err := netip.ParseAddr(s)
@@ -119,8 +134,8 @@ func (c *Config) check(rest []string) error {
 		return errors.New("--kube excludes --folder, --objects and --patches: objects come from one place")
 	case !c.Kube && len(c.Layers.Base)+len(c.Layers.Objects) == 0:
 		return errors.New("--folder is required (or --kube)")
-	case c.State == "":
-		return errors.New("--state is required")
+	case c.State == "" && !c.Kube:
+		return errors.New("--state is required (or --kube)")
 	case c.Kube && c.TokenKeys != "":
 		return errors.New("--kube excludes --token-keys: the API server reviews tokens")
 	case !c.Kube && c.TokenKeys == "":

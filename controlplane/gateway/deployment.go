@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"maps"
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -18,15 +19,15 @@ func typesUID(s string) types.UID { return types.UID(s) }
 func (g Gateway) deployment(o Options) *appsv1.Deployment {
 	replicas := cmp.Or(o.Replicas, 1)
 	return &appsv1.Deployment{
-		TypeMeta: typeMeta("apps/v1", "Deployment"), ObjectMeta: g.meta(),
+		TypeMeta: typeMeta("apps/v1", "Deployment"), ObjectMeta: g.meta(g.deployed()),
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
 			Selector: &metav1.LabelSelector{MatchLabels: g.selector()},
 			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: g.podLabels(o), Annotations: podAnnotations()},
+				ObjectMeta: metav1.ObjectMeta{Labels: g.podLabels(o), Annotations: g.podAnnotations()},
 				Spec: corev1.PodSpec{
-					ServiceAccountName:            g.Name,
-					TerminationGracePeriodSeconds: new(int64(30)),
+					ServiceAccountName:            g.account(),
+					TerminationGracePeriodSeconds: new(int64(gracePeriod)),
 					SecurityContext:               &corev1.PodSecurityContext{RunAsNonRoot: new(true)},
 					Containers:                    []corev1.Container{g.container(o)},
 					Volumes:                       volumes(),
@@ -40,7 +41,7 @@ func (g Gateway) podLabels(o Options) map[string]string {
 	l := g.labels()
 	l[LabelInject] = "false"
 	l[LabelDataplaneMode] = "none"
-	l[LabelCanonicalName] = g.Name
+	l[LabelCanonicalName] = g.deployed()
 	l[LabelCanonicalRevision] = "latest"
 	if o.Network != "" {
 		l[LabelNetwork] = o.Network
@@ -48,18 +49,21 @@ func (g Gateway) podLabels(o Options) map[string]string {
 	return l
 }
 
-func podAnnotations() map[string]string {
-	return map[string]string{
+// podAnnotations are the user's, and how to scrape where he does not say.
+func (g Gateway) podAnnotations() map[string]string {
+	all := map[string]string{
 		"prometheus.io/scrape": "true",
 		"prometheus.io/port":   strconv.Itoa(mesh.PortMetrics),
 		"prometheus.io/path":   "/stats/prometheus",
 	}
+	maps.Copy(all, g.Annotations)
+	return all
 }
 
 func (g Gateway) container(o Options) corev1.Container {
 	domain := cmp.Or(o.Domain, mesh.DefaultClusterDomain)
 	return corev1.Container{
-		Name:  "istio-proxy",
+		Name:  containerName,
 		Image: cmp.Or(o.Image, DefaultImage),
 		Args: []string{"proxy", "waypoint", "--domain", "$(POD_NAMESPACE).svc." + domain,
 			"--serviceCluster", g.Name + ".$(POD_NAMESPACE)"},
@@ -97,8 +101,15 @@ func (g Gateway) env(o Options) []corev1.EnvVar {
 	if o.XDSAddress != "" {
 		env = append(env, corev1.EnvVar{Name: "XDS_ADDRESS", Value: o.XDSAddress})
 	}
-	if o.Network != "" {
-		env = append(env, corev1.EnvVar{Name: "NETWORK", Value: o.Network})
+	for _, v := range []corev1.EnvVar{
+		{Name: "NETWORK", Value: o.Network},
+		{Name: "TRUST_DOMAIN", Value: o.TrustDomain},
+		{Name: "CLUSTER_DOMAIN", Value: o.Domain},
+		{Name: "CLUSTER_ID", Value: o.Cluster},
+	} {
+		if v.Value != "" {
+			env = append(env, v)
+		}
 	}
 	return env
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -34,15 +35,28 @@ const (
 	AnnotationTraffic      = "networking.istio.io/traffic-distribution"
 )
 
-// DefaultImage is the waypoint's image where Options names none.
+// What a user writes on a Gateway, beside its spec.
+const (
+	AnnotationServiceType    = "networking.istio.io/service-type"    // ClusterIP, NodePort or LoadBalancer
+	AnnotationNameOverride   = "gateway.istio.io/name-override"      // name of the Deployment and the Service
+	AnnotationServiceAccount = "gateway.istio.io/service-account"    // an account that is there, to run as
+	LabelDefaultsForClass    = "gateway.istio.io/defaults-for-class" // on a ConfigMap: parameters of all Gateways of a class
+	LabelRevision            = "istio.io/rev"                        // on a Gateway or its namespace: which control plane is to run it
+	LabelWaypointFor         = "istio.io/waypoint-for"
+)
+
+// DefaultImage is the waypoint's image where Options names none: on one machine
+// it stands for the program at hand.
 const DefaultImage = "culvert/waypoint"
 
 const (
+	containerName  = "istio-proxy"
 	portStats      = 15090
 	tokenLifetime  = 43200 // seconds
 	proxyUID       = 1337
 	rootConfigMap  = "istio-ca-root-cert"
 	startupRetries = 30
+	gracePeriod    = 30 // seconds; the waypoint drains in all but the last of them
 )
 
 // Gateway is what a deployment needs to know of a Gateway API Gateway.
@@ -51,6 +65,10 @@ type Gateway struct {
 	Name        string
 	UID         string
 	Class       string            // spec.gatewayClassName
+	Deployed    string            // name of the Deployment and the Service; "" = Name
+	Account     string            // a ServiceAccount that somebody else makes; "" = one of its own, named like it
+	ServiceType string            // "" = ClusterIP
+	Address     string            // that a LoadBalancer is asked for
 	Labels      map[string]string // spec.infrastructure.labels
 	Annotations map[string]string // spec.infrastructure.annotations
 	Listeners   []Listener
@@ -65,16 +83,22 @@ type Listener struct {
 
 // Options are the installation's choices.
 type Options struct {
-	Image      string // "" = DefaultImage
-	Replicas   int32  // 0 = 1
-	Domain     string // "" = cluster.local
-	Network    string // topology.istio.io/network of the pods, if any
-	XDSAddress string // "" = istiod.istio-system.svc:15012
+	Image       string // "" = DefaultImage
+	Replicas    int32  // 0 = 1; MakePlan leaves the number to whoever scales
+	Domain      string // of the cluster; "" = cluster.local
+	TrustDomain string // "" = cluster.local
+	Cluster     string // name of the cluster; "" = Kubernetes
+	Network     string // topology.istio.io/network of the pods, if any
+	XDSAddress  string // "" = istiod.istio-system.svc:15012
+
+	// For MakePlan.
+	Revision      string // whose Gateways these are: "" and "default" = those that name none
+	RootNamespace string // where the parameters of a whole class are
 }
 
 // Objects are what runs a Gateway. Apply the ServiceAccount first.
 type Objects struct {
-	ServiceAccount *corev1.ServiceAccount
+	ServiceAccount *corev1.ServiceAccount // nil when somebody else makes it
 	Deployment     *appsv1.Deployment
 	Service        *corev1.Service
 }
@@ -94,22 +118,32 @@ func Render(g Gateway, o Options) (*Objects, error) {
 	if len(g.Listeners) == 0 {
 		return nil, reason.Newf(reason.MissingField, "render gateway", g.Namespace+"/"+g.Name, "spec.listeners")
 	}
-	return &Objects{
-		ServiceAccount: &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: g.meta()},
-		Deployment:     g.deployment(o),
-		Service:        g.service(),
-	}, nil
+	return g.objects(o), nil
 }
+
+func (g Gateway) objects(o Options) *Objects {
+	out := &Objects{Deployment: g.deployment(o), Service: g.service()}
+	if g.Account == "" {
+		out.ServiceAccount = &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: g.meta(g.account())}
+	}
+	return out
+}
+
+// deployed is the name of the Deployment and the Service.
+func (g Gateway) deployed() string { return cmp.Or(g.Deployed, g.Name) }
+
+// account is the name of the ServiceAccount.
+func (g Gateway) account() string { return cmp.Or(g.Account, g.Name) }
 
 func typeMeta(version, kind string) metav1.TypeMeta {
 	return metav1.TypeMeta{APIVersion: version, Kind: kind}
 }
 
-// meta is the metadata that the three objects share.
-func (g Gateway) meta() metav1.ObjectMeta {
+// meta is the metadata of an object of that name.
+func (g Gateway) meta(name string) metav1.ObjectMeta {
 	m := metav1.ObjectMeta{
 		Namespace:   g.Namespace,
-		Name:        g.Name,
+		Name:        name,
 		Labels:      g.labels(),
 		Annotations: maps.Clone(g.Annotations),
 	}
@@ -150,12 +184,17 @@ func (g Gateway) service() *corev1.Service {
 		}
 	}
 	s := &corev1.Service{
-		TypeMeta: typeMeta("v1", "Service"), ObjectMeta: g.meta(),
-		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, IPFamilyPolicy: &dual, Selector: g.selector(), Ports: ports},
+		TypeMeta: typeMeta("v1", "Service"), ObjectMeta: g.meta(g.deployed()),
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceType(cmp.Or(g.ServiceType, string(corev1.ServiceTypeClusterIP))), IPFamilyPolicy: &dual, Selector: g.selector(), Ports: ports},
 	}
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
-	s.Annotations[AnnotationTraffic] = "PreferClose"
+	if s.Annotations[AnnotationTraffic] == "" {
+		s.Annotations[AnnotationTraffic] = "PreferClose"
+	}
+	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		s.Spec.LoadBalancerIP = g.Address
+	}
 	return s
 }

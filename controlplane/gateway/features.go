@@ -1,0 +1,20 @@
+package gateway
+
+import known "sigs.k8s.io/gateway-api/pkg/features"
+
+// features are what a GatewayClass of waypoints says it supports: what the
+// conformance suite, profile MESH-HTTP, asks of a mesh.
+func features() []string {
+	var names []string
+	for _, n := range []known.FeatureName{
+		known.SupportMesh, known.SupportMeshClusterIPMatching, known.SupportMeshConsumerRoute,
+		known.SupportMeshHTTPRouteRewritePath, known.SupportMeshHTTPRouteSchemeRedirect,
+		known.SupportMeshHTTPRouteRedirectPort, known.SupportMeshHTTPRouteRedirectPath,
+		known.SupportMeshHTTPRouteBackendRequestHeaderModification, known.SupportMeshHTTPRouteQueryParamMatching,
+		known.SupportMeshHTTPRouteNamedRouteRule,
+		known.SupportHTTPRoute, known.SupportReferenceGrant,
+	} {
+		names = append(names, string(n))
+	}
+	return names
+}
