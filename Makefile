@@ -60,11 +60,12 @@ lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated 
 	$(STATICCHECK) ./...
 	$(GO) test -count=1 .
 	@$(MAKE) --no-print-directory generate
-	@git diff --exit-code --stat -- pkg/wire || { echo "generated code is not current: commit what 'make generate' made"; exit 1; }
+	@git diff --exit-code --stat -- pkg/wire charts/base/files || { echo "generated code is not current: commit what 'make generate' made"; exit 1; }
 
 .PHONY: generate
-generate: have-go ## Go code from pkg/wire/*/*.proto
+generate: have-go ## Go code from pkg/wire/*/*.proto; the charts' definitions from their modules
 	cd pkg/wire/protogen && $(GO) run . ..
+	$(GO) run ./charts/crdgen charts/base/files
 
 # Go's fuzzer at times reports the end of -fuzztime itself as a failure, without an
 # input (golang/go#75804): that alone is none.
