@@ -50,6 +50,12 @@ type NodeRule interface {
 	Runs(node, namespace, serviceAccount string) bool
 }
 
+// PodRule says which pods there are. A NodeRule that comes from an API server is one.
+type PodRule interface {
+	// Pod returns what is known of a pod that has not ended.
+	Pod(namespace, name string) (uid, serviceAccount, node string, ok bool)
+}
+
 // Defaults of Config.
 const (
 	DefaultTTL = 24 * time.Hour
@@ -68,11 +74,14 @@ const maxCSR = 64 << 10
 type Config struct {
 	Auth                Authenticator
 	Signer              Signer
-	Rule                NodeRule      // nil = nobody may impersonate
-	TrustDomain         string        // of the mesh; "" = cluster.local
-	TrustedNodeAccounts []string      // "namespace/account" that may impersonate; nil = DefaultNodeAccounts
-	DefaultTTL, MaxTTL  time.Duration // 0 = the constants of the same name
-	Log                 *slog.Logger  // nil = none
+	Rule                NodeRule        // nil = nobody may impersonate
+	Pods                PodRule         // nil = a token's own word counts for the node that its pod is on
+	Lag                 time.Duration   // how long to wait until Rule and Pods know what allows a request
+	Ready               <-chan struct{} // closed when Rule and Pods know the mesh; nil = they do
+	TrustDomain         string          // of the mesh; "" = cluster.local
+	TrustedNodeAccounts []string        // "namespace/account" that may impersonate; nil = DefaultNodeAccounts
+	DefaultTTL, MaxTTL  time.Duration   // 0 = the constants of the same name
+	Log                 *slog.Logger    // nil = none
 	Metrics             prometheus.Registerer
 }
 
@@ -133,7 +142,10 @@ func (s *Server) decide(ctx context.Context, req *ca.IstioCertificateRequest, d 
 		s.metrics.unauthenticated.Inc()
 		return nil, status.Error(codes.Unauthenticated, "request authenticate failure")
 	}
-	if d.identity, d.err = s.authorize(d.caller, req); d.err != nil {
+	if d.err = s.ready(ctx); d.err != nil {
+		return nil, status.Error(codes.Unavailable, "the control plane is starting")
+	}
+	if d.identity, d.err = s.authorize(ctx, d.caller, req); d.err != nil {
 		s.metrics.unauthenticated.Inc()
 		return nil, status.Error(codes.Unauthenticated, "request impersonation authentication failure")
 	}
@@ -143,6 +155,10 @@ func (s *Server) decide(ctx context.Context, req *ca.IstioCertificateRequest, d 
 	var chain []string
 	if chain, d.err = s.sign(req.GetCsr(), d.identity, d.ttl); d.err == nil {
 		return chain, nil
+	}
+	if errors.Is(d.err, selfsigned.ErrNoKey) {
+		s.metrics.signErrors.Inc()
+		return nil, status.Error(codes.Unavailable, "the certificate authority is not ready")
 	}
 	if errors.Is(d.err, selfsigned.ErrCSR) {
 		s.metrics.badRequests.Inc()
@@ -165,7 +181,7 @@ func (s *Server) authenticate(ctx context.Context) (*token.Claims, error) {
 
 // authorize decides the identity of the certificate: the caller's own unless it
 // names another and may.
-func (s *Server) authorize(caller *token.Claims, req *ca.IstioCertificateRequest) (mesh.Identity, error) {
+func (s *Server) authorize(ctx context.Context, caller *token.Claims, req *ca.IstioCertificateRequest) (mesh.Identity, error) {
 	own := mesh.Identity{TrustDomain: s.cfg.TrustDomain, Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount.Name}
 	wanted := req.GetMetadata().GetFields()[ca.ImpersonatedIdentity].GetStringValue()
 	if wanted == "" {
@@ -180,12 +196,12 @@ func (s *Server) authorize(caller *token.Claims, req *ca.IstioCertificateRequest
 		return id, fmt.Errorf("trust domain is not %s", s.cfg.TrustDomain)
 	case !slices.Contains(s.cfg.TrustedNodeAccounts, caller.Account()):
 		return id, errors.New("caller is no trusted node account")
-	case caller.Node.Name == "":
-		return id, errors.New("caller's token names no node")
-	case s.cfg.Rule == nil || !s.cfg.Rule.Runs(caller.Node.Name, id.Namespace, id.ServiceAccount):
-		return id, fmt.Errorf("no pod of %s/%s on node %s", id.Namespace, id.ServiceAccount, caller.Node.Name)
 	}
-	return id, nil
+	for wait := newLag(s.cfg.Lag); ; {
+		if err = s.onNode(caller, id); err == nil || !wait.more(ctx) {
+			return id, err
+		}
+	}
 }
 
 // validity checks the requested validity, in seconds; 0 is the default.

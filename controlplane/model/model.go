@@ -121,7 +121,7 @@ func (m *Model) storeLocked(u source.Update) []touched {
 // countLocked notes where a pod runs.
 func (m *Model) countLocked(o source.Object, n int) {
 	p, ok := o.(*source.Pod)
-	if !ok || p.Phase == "Failed" || p.Phase == "Succeeded" {
+	if !ok || ended(p) {
 		return
 	}
 	a := account{p.Node, p.Namespace, p.ServiceAccount}

@@ -106,6 +106,7 @@ type Node struct{ Meta }
 // Pod is a Kubernetes Pod.
 type Pod struct {
 	Meta
+	UID            string // "" when it was written in a file
 	ServiceAccount string
 	Node           string
 	HostNetwork    bool

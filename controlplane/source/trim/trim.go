@@ -38,6 +38,7 @@ func Node(m source.Meta) *source.Node { return &source.Node{Meta: m} }
 func Pod(p *corev1.Pod, m source.Meta) *source.Pod {
 	out := &source.Pod{
 		Meta:           m,
+		UID:            string(p.UID),
 		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, p.Spec.DeprecatedServiceAccount, "default"),
 		Node:           p.Spec.NodeName,
 		HostNetwork:    p.Spec.HostNetwork,
