@@ -8,7 +8,6 @@ import (
 	"os"
 
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
-	"k8s.io/client-go/rest"
 
 	"github.com/culvert-mesh/culvert/controlplane/lease"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -38,9 +37,7 @@ func (a *App) elect(ctx context.Context) error {
 	if a.kube == nil || a.cfg.Lease == "" {
 		return a.lead(ctx)
 	}
-	config := rest.CopyConfig(a.kube)
-	config.RateLimiter, config.QPS, config.Burst = nil, 5, 10 // of its own: reviews of tokens must not hold up a renewal
-	leases, err := coordination.NewForConfig(config)
+	leases, err := coordination.NewForConfig(a.ownLimit(5, 10))
 	if err != nil {
 		return fmt.Errorf("API server: %w", err)
 	}

@@ -67,7 +67,8 @@ func (a *App) Addr(ctx context.Context) (net.Addr, error) {
 	}
 }
 
-// serving is the certificate of the port, made anew at half its life.
+// serving is the certificate of the port, made anew at half its life and when the
+// authority is another one.
 type serving struct {
 	authority *selfsigned.Authority
 	names     []string
@@ -76,6 +77,7 @@ type serving struct {
 
 	mu    sync.Mutex
 	cert  *tls.Certificate
+	from  *selfsigned.Material // that signed cert
 	renew time.Time
 }
 
@@ -88,7 +90,8 @@ func newServing(a *selfsigned.Authority, names []string, addrs []netip.Addr, log
 func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cert != nil && time.Now().Before(s.renew) {
+	from := s.authority.Material()
+	if s.cert != nil && s.from == from && time.Now().Before(s.renew) {
 		return s.cert, nil
 	}
 	cert, err := s.authority.ServerCertificate(s.names, s.addrs, servingTTL)
@@ -97,9 +100,9 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	if err != nil {
 		s.log.Error("serving certificate not renewed", "err", err)
-		s.renew = time.Now().Add(time.Minute)
+		s.from, s.renew = from, time.Now().Add(time.Minute)
 		return s.cert, nil
 	}
-	s.cert, s.renew = cert, time.Now().Add(servingTTL/2)
+	s.cert, s.from, s.renew = cert, from, time.Now().Add(time.Until(cert.Leaf.NotAfter)/2)
 	return cert, nil
 }
