@@ -7,6 +7,10 @@
 //	culvert why POD TO    would it be let in? culvert demo              see the mesh at work
 //	culvert down          stop it
 //
+//	culvert install | upgrade | uninstall     the mesh on a Kubernetes cluster
+//	culvert check         can the cluster take it, is it healthy, and what to do
+//	culvert waypoint      L7 for a namespace
+//
 // Each verb has a file of its own. What a verb found wrong goes to standard
 // error with what to do about it, and the exit status is 1; results go to
 // standard output, as JSON with -o json.
@@ -78,6 +82,11 @@ func command(e *env) *cobra.Command {
 	root.AddCommand(
 		upCommand(e),
 		downCommand(e),
+		installCommand(e),
+		upgradeCommand(e),
+		uninstallCommand(e),
+		checkCommand(e),
+		waypointCommand(e),
 		psCommand(e),
 		statusCommand(e),
 		execCommand(e),

@@ -1,0 +1,107 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/action"
+	chartcommon "helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/kube"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/version"
+
+	"github.com/culvert-mesh/culvert/cli/laptop"
+)
+
+// fieldManager owns the fields that Helm applies, whatever this program is called.
+const fieldManager = "culvert"
+
+func init() { kube.ManagedFieldsManager = fieldManager }
+
+// helm makes what one operation of Helm works with.
+func (i *Installer) helm() (*action.Configuration, error) {
+	cfg := action.NewConfiguration()
+	cfg.SetLogger(slog.DiscardHandler) // what matters comes back as errors
+	if err := cfg.Init(i.Cluster, i.Cluster.Namespace, "secret"); err != nil {
+		return nil, explain("helm", err)
+	}
+	return cfg, nil
+}
+
+// likeCluster has templates see the cluster's version and kinds.
+func (i *Installer) likeCluster(run *action.Install) error {
+	if i.Cluster.cached == nil {
+		return nil // there is no cluster to be like
+	}
+	v, err := i.Cluster.cached.ServerVersion()
+	if err != nil {
+		return noCluster(err)
+	}
+	if run.KubeVersion, err = chartcommon.ParseKubeVersion(v.GitVersion); err != nil {
+		return fmt.Errorf("version of the API server: %w", err)
+	}
+	groups, err := i.Cluster.cached.ServerGroups()
+	if err != nil {
+		return noCluster(err)
+	}
+	for _, g := range groups.Groups {
+		for _, version := range g.Versions {
+			run.APIVersions = append(run.APIVersions, version.GroupVersion)
+		}
+	}
+	return nil
+}
+
+// older reports whether version a comes before b. What is no version is not older.
+func older(a, b string) bool {
+	x, err := version.ParseGeneric(a)
+	if err != nil {
+		return false
+	}
+	y, err := version.ParseGeneric(b)
+	return err == nil && x.LessThan(y)
+}
+
+// schemaField finds the places of a schema's complaints.
+var schemaField = regexp.MustCompile(`- at '([^']*)': (.*)`)
+
+// explain turns an error of Helm or the API server into one that a person can act on.
+func explain(op string, err error) error {
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "don't meet the specifications of the schema"):
+		return laptop.WithHint(fmt.Errorf("%s: values are not valid: %s", op, complaints(text)), "culvert install --print-values shows every value with its meaning")
+	case apierrors.IsForbidden(err) || strings.Contains(text, "is forbidden"):
+		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "installing needs the rights of cluster-admin: ask for them, or use --context of who has them; culvert check --before lists what is missing")
+	case strings.Contains(text, "no matches for kind"):
+		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "a kind is not known to the API server: its definition (CRD) is missing; culvert check --before names it")
+	case strings.Contains(text, "invalid ownership metadata"):
+		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "something else has made this object: another mesh, or an install in another namespace; remove that first")
+	case apierrors.IsNotFound(err) && strings.Contains(text, "namespaces"):
+		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "the namespace is missing: kubectl create namespace NAME")
+	}
+	var hint *laptop.HintError
+	if errors.As(err, &hint) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
+
+// complaints are a schema's, in one line: field and what is wrong with it.
+func complaints(text string) string {
+	var list []string
+	for _, m := range schemaField.FindAllStringSubmatch(text, -1) {
+		field := strings.ReplaceAll(strings.TrimPrefix(m[1], "/"), "/", ".")
+		if field == "" {
+			field = "values"
+		}
+		list = append(list, field+": "+m[2])
+	}
+	if len(list) == 0 {
+		return strings.Join(strings.Fields(text), " ")
+	}
+	return strings.Join(list, "; ")
+}
