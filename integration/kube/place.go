@@ -89,7 +89,24 @@ func initialize(l layout, name string) error {
 			return err
 		}
 	}
+	if err := moreWatches(); err != nil {
+		return err
+	}
 	return s.node()
+}
+
+// moreWatches raises how many inotify instances root may have, which all nodes on this
+// machine share: the kernel's default is less than two clusters and their pods want.
+func moreWatches() error {
+	const file, enough = "/proc/sys/fs/inotify/max_user_instances", 1024
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(content))); err != nil || n >= enough {
+		return err
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(enough)), 0o644)
 }
 
 // mount is one call of mount(2).
