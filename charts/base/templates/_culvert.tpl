@@ -34,7 +34,7 @@ named is as in plain Kubernetes: /etc/cni/net.d and /opt/cni/bin.
   confDir, binDir  where the container runtime has its CNI configuration and programs
   netnsDir         where the runtime binds pods' network namespaces
   ownConf          the plugin gets a configuration of its own; the cluster's is not added to
-  quota            priority class system-node-critical needs a ResourceQuota outside of kube-system
+  quota            priority classes system-… need a ResourceQuota outside of kube-system
   scc              pods need a SecurityContextConstraints, and an SELinux type that may talk over host sockets
 */}}
 {{- define "culvert.platforms" -}}
@@ -73,6 +73,31 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/*
+A quota that lets the chart's pods have their priority, where the platform or .Values.resourceQuotas
+wants one. Its argument is the name of the object.
+*/}}
+{{- define "culvert.quota" -}}
+{{- $root := index . 0 -}}
+{{- $values := $root.Values -}}
+{{- $needed := (include "culvert.platform" $root | fromYaml).quota -}}
+{{- if kindIs "bool" $values.resourceQuotas.enabled }}{{ $needed = $values.resourceQuotas.enabled }}{{ end -}}
+{{- if and $needed $values.priorityClassName (ne $root.Release.Namespace "kube-system") -}}
+# Such a priority is given outside of kube-system only where a quota says so.
+apiVersion: v1
+kind: ResourceQuota
+metadata:
+  name: {{ index . 1 }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- include "culvert.labels" $root | nindent 4 }}
+spec:
+  hard: {pods: {{ $values.resourceQuotas.pods | quote }}}
+  scopeSelector:
+    matchExpressions:
+    - {operator: In, scopeName: PriorityClass, values: [{{ $values.priorityClassName }}]}
 {{- end }}
 {{- end }}
 
