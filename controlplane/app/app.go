@@ -121,7 +121,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.openAuthority(); err != nil {
+	if err := errors.Join(a.openAuthority(), a.spreadTrust()); err != nil {
 		return nil, err
 	}
 	a.identity = newServing(a.authority, cfg.Hostnames, cfg.Addresses, logging.Scope(log, "tls"))

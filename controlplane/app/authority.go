@@ -10,6 +10,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/controlplane/ca"
 	"github.com/culvert-mesh/culvert/controlplane/ca/secret"
+	"github.com/culvert-mesh/culvert/controlplane/ca/trust"
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 	"github.com/culvert-mesh/culvert/pkg/logging"
 )
@@ -38,6 +39,21 @@ func (a *App) openAuthority() error {
 		a.led = append(a.led, led{"certificate authority", keeper.Lead})
 	}
 	ca.ObserveAuthority(a.registry, a.authority)
+	return nil
+}
+
+// spreadTrust has the leader keep the mesh's roots in every namespace. Without an
+// API server there are none.
+func (a *App) spreadTrust() error {
+	if a.kube == nil || a.cfg.NoTrust {
+		return nil
+	}
+	client, err := kubernetes.NewForConfig(a.ownLimit(100, 200))
+	if err != nil {
+		return fmt.Errorf("API server: %w", err)
+	}
+	bundles := trust.New(trust.Config{Client: client, Authority: a.authority, Log: logging.Scope(a.log, "trust"), Metrics: a.registry})
+	a.led = append(a.led, led{"trust bundle", bundles.Run})
 	return nil
 }
 

@@ -24,6 +24,7 @@ type Config struct {
 	Namespace  string        // the mesh's own, with Kube
 	Lease      string        // its name; who holds it does what only one replica does. "" = every replica
 	Replica    string        // this replica's name, with Kube
+	NoTrust    bool          // somebody else puts the mesh's roots into namespaces
 	CASecret   string        // Secret of the users' own certificate authority, with Kube
 	State      string        // folder of the certificate authority; root-cert.pem appears there. "" with Kube: Secrets
 	TokenKeys  string        // JWKS file of the keys that sign service-account tokens; not with Kube
@@ -75,6 +76,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", "culvert-system"), "`namespace` of the mesh's own objects, with --kube")
 	fs.StringVar(&c.Lease, "lease", "culvert-controlplane", "`name` of the Lease of the replica that does what only one may, with --kube; empty: this one does")
 	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority; default with --kube: Secrets in --namespace")
+	trust := fs.Bool("trust-bundle", true, "keep the mesh's roots in ConfigMap istio-ca-root-cert of each namespace, with --kube")
 	fs.StringVar(&c.CASecret, "ca-secret-name", "cacerts", "`name` of the Secret with the users' own certificate authority, with --kube")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
 	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
@@ -98,6 +100,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	if len(c.Audiences) == 0 {
 		c.Audiences = []string{"istio-ca"}
 	}
+	c.NoTrust = !*trust
 	c.Replica = env.Text("POD_NAME", "")
 	c.Mesh.Cluster, c.Mesh.Network = mesh.Cluster(cluster), mesh.Network(network)
 	return c, errors.Join(c.addresses(addrs), c.check(fs.Args()))
