@@ -93,8 +93,8 @@ func MakePlan(in Inputs) Plan {
 		p.refused = &refusal{gatewayv1.GatewayReasonInvalidParameters, err.Error()}
 		return p
 	}
-	p.withhold(in.Foreign)
 	p.Remove = stale(in, p.Apply)
+	p.withhold(in.Foreign)
 	return p
 }
 
@@ -196,8 +196,8 @@ func parameters(in Inputs) (patches, error) {
 	return readParameters(in.Defaults, in.Parameters)
 }
 
-// withhold leaves out what stands where somebody else's objects are. Without the
-// Service and the Deployment there is no waypoint; an account is an account.
+// withhold leaves out what would go where somebody else's objects stand: without
+// the Service or the Deployment there is no waypoint, and an account is an account.
 func (p *Plan) withhold(foreign []string) {
 	p.Apply = slices.DeleteFunc(p.Apply, func(o Object) bool {
 		name := o.Kind.Kind + " " + o.Name
@@ -209,6 +209,9 @@ func (p *Plan) withhold(foreign []string) {
 		}
 		return true
 	})
+	if p.foreign != "" {
+		p.Apply = nil
+	}
 }
 
 // stale returns the Gateway's objects that are not wanted. If the Gateway has gone
