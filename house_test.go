@@ -77,7 +77,7 @@ var doors = []door{
 	{"github.com/go-jose/go-jose/v4", []string{"pkg/token"}, "tokens are checked in one place"},
 	{"github.com/miekg/dns", []string{"ztunnel/dns", "cli/laptop/..."}, "DNS messages are made in one place per program"},
 	{"github.com/gopacket/gopacket", []string{"cli/laptop/...", "cli"}, "packets are captured by the demo only"},
-	{"github.com/containernetworking/cni", []string{"cni-plugin/plugin"}, "the runtime's protocol is spoken in one place"},
+	{"github.com/containernetworking/cni", []string{"cni-plugin/plugin", "cni-plugin/proof"}, "the runtime's protocol is spoken in one place, from either end"},
 	{"github.com/google/go-containerregistry", []string{"integration/images"}, "images are built and pushed by one program, which is no part of the mesh"},
 	{"helm.sh/helm/v4", []string{"charts", "cli/install"}, "charts are loaded in one place and installed from one"},
 	{"github.com/spf13/cobra", []string{"cli"}, "components are configured by their environment and flags"},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
@@ -20,7 +22,8 @@ import (
 type Parts struct {
 	Source  podsource.Source
 	Finder  podns.Finder
-	Notes   Notes // nil: a folder of patches, Config.PatchesOut
+	Notes   Notes  // nil: a folder of patches, Config.PatchesOut
+	Events  Events // nil: told to nobody but the log
 	Metrics *Metrics
 	Log     *slog.Logger
 }
@@ -41,6 +44,8 @@ type Agent struct {
 	store   *handover.Store
 	patches patchDir
 
+	provenPod atomic.Bool // the plugin has announced the pod with which the node is proven
+
 	loaded  chan struct{}  // closed after the first snapshot of the source
 	workers sync.WaitGroup // one per pod
 
@@ -49,6 +54,8 @@ type Agent struct {
 	pods       map[mesh.PodUID]*pod
 	changed    chan struct{} // closed and replaced at every snapshot
 	written    string        // content of the eligibility file
+	released   bool          // the mesh leaves the node: nobody is in it
+	gone       bool          // and its files with it
 }
 
 // New returns an agent that does nothing before Run.
@@ -114,6 +121,8 @@ func (a *Agent) update(ctx context.Context, s podsource.Snapshot) {
 			a.pods[uid] = p
 			born = append(born, p)
 			a.parts.Metrics.events.WithLabelValues("add").Inc()
+		} else if !reflect.DeepEqual(p.spec, spec) {
+			a.parts.Metrics.events.WithLabelValues("update").Inc()
 		}
 		p.spec = spec
 		p.poke()
@@ -152,9 +161,17 @@ type wanted struct {
 func (a *Agent) wanted(p *pod) wanted {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	w := wanted{p.spec, enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace]), p.removed, p.refused}
+	w := wanted{p.spec, a.decideLocked(p.spec), p.removed, p.refused}
 	p.refused = false
 	return w
+}
+
+// decideLocked says whether a pod is in the mesh now.
+func (a *Agent) decideLocked(p enroll.Pod) enroll.Decision {
+	if a.released {
+		return enroll.Decision{Reason: MeshGoes}
+	}
+	return enroll.Decide(a.cfg.Enroll, p, a.namespaces[p.Namespace])
 }
 
 // forget drops a pod that is gone.

@@ -26,6 +26,7 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/culvert-mesh/culvert/cni-plugin/install"
 	"github.com/culvert-mesh/culvert/cni-plugin/redirect"
 	"github.com/culvert-mesh/culvert/pkg/admin"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -48,10 +49,21 @@ func Main(ctx context.Context, args []string, environ []string, out io.Writer) e
 		}
 		log := slog.New(logging.NewHandler(w, cfg.LogFormat, levels))
 		if cfg.Uninstall {
-			return uninstall(cfg, log)
+			return uninstall(ctx, cfg, log)
 		}
 		return serve(ctx, cfg, log, levels)
 	})
+}
+
+// process is an agent's parts, and what becomes of them at its end.
+type process struct {
+	cfg   Config
+	log   *slog.Logger
+	agent *Agent
+	kube  *kube // nil without an API server
+
+	installer *install.Installer // nil: the plugin is nobody's affair
+	uninstall chan struct{}      // closed: the plugin is not kept installed any more
 }
 
 func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Levels) error {
@@ -61,24 +73,74 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Le
 	registry := metrics.NewRegistry("node-agent", run.Version())
 	var g run.Group
 	parts := Parts{Metrics: NewMetrics(registry), Log: log}
-	if err := connect(&parts, &g, cfg); err != nil {
+	p := &process{cfg: cfg, log: log, uninstall: make(chan struct{})}
+	var err error
+	if p.kube, err = connect(&parts, &g, cfg); err != nil {
 		return err
 	}
-	a := New(cfg, parts)
-	registry.MustRegister(heldSockets(a.store))
-	h := &server{agent: a, metrics: metrics.Handler(registry), logging: admin.LevelPage{Levels: levels, Log: log}}
-	g.Add("agent", a.Run)
+	p.agent = New(cfg, parts)
+	registry.MustRegister(heldSockets(p.agent.store))
+	h := &server{agent: p.agent, metrics: metrics.Handler(registry), logging: admin.LevelPage{Levels: levels, Log: log}}
+	g.Add("agent", p.agent.Run)
 	g.Add("http", h.runUnix)
 	if cfg.AdminListen.IsValid() {
 		g.Add("admin", h.runTCP)
 	}
-	if cfg.CNI.Folder != "" {
-		installer, err := newInstaller(cfg, log)
-		if err != nil {
-			return err
-		}
-		g.Add("CNI plugin", installer.Run)
+	if err := p.install(&g, parts); err != nil {
+		return err
 	}
 	log.Info("node agent started", "node", cfg.Node, "socket", cfg.Socket, "zds", cfg.ZDS)
-	return g.Run(ctx)
+	return p.run(ctx, &g)
+}
+
+// install adds what keeps the plugin in the runtime's configuration.
+func (p *process) install(g *run.Group, parts Parts) error {
+	if p.cfg.CNI.Folder == "" {
+		return nil
+	}
+	changed := make(chan struct{}, 1)
+	var err error
+	p.installer, err = newInstaller(p.cfg, p.log, func(changes int, err error) {
+		parts.Metrics.tellInstalled(changes, err)
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return err
+	}
+	g.Add("CNI plugin", func(ctx context.Context) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-p.uninstall:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		return p.installer.Run(ctx)
+	})
+	if p.kube != nil {
+		g.Add("node", func(ctx context.Context) error { return p.watchNode(ctx, parts, changed) })
+	}
+	return nil
+}
+
+// run runs the parts until ctx ends. They go on for a moment longer when there is
+// no successor to leave the node to.
+func (p *process) run(ctx context.Context, g *run.Group) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- g.Run(work) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	p.depart(work)
+	stop()
+	return <-ended
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/install"
+	"github.com/culvert-mesh/culvert/cni-plugin/plugin"
 	"github.com/culvert-mesh/culvert/pkg/environ"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -30,10 +32,17 @@ type Config struct {
 	Kube        bool           // pods come from an API server instead of folders
 	Kubeconfig  string         // how to reach it; "" = as a pod does
 	Proc        string         // the node's procfs, where namespaces are found unless in NetnsDir
+	Mounts      string         // where the runtime binds pods' namespaces; only Uninstall looks there
 	CNI         install.Config // where the CNI plugin is kept installed; no Folder = nowhere
 	Uninstall   bool           // take the plugin off the node and end
 	Eligibility string         // file that says who is in the mesh; "" = none
 	AdminListen netip.AddrPort // health, metrics and status over TCP; invalid = none
+
+	Namespace string   // where the mesh itself runs
+	DaemonSet string   // in Namespace, whose pod the agent is; "" = none's
+	Prove     bool     // try the node before it is used, and write what was found on its object
+	Proof     Proof    // what the proof needs to know
+	Taints    []string // taken off the node when it is ready
 
 	Enroll     enroll.Config
 	ProbeSNAT  bool          // also accept probes from 169.254.7.127
@@ -43,6 +52,21 @@ type Config struct {
 	LogFormat logging.Format
 }
 
+// Proof is what the node's proof needs to know, beside the CNI configuration.
+type Proof struct {
+	XDS, CA         string // "https://host:port"; "" = not tried
+	XDSRoot, CARoot string // files of the roots that the two are trusted by
+}
+
+// Keys of taints with which a node may begin its life; see Config.Taints.
+const (
+	TaintNotReady      = "culvert-mesh.github.io/not-ready"
+	TaintIstioNotReady = "cni.istio.io/not-ready"
+)
+
+// defaultRoot is where the control plane's root certificate is mounted.
+const defaultRoot = "/var/run/secrets/istio/root-cert.pem"
+
 // list is a flag that may be given several times.
 type list []string
 
@@ -50,12 +74,14 @@ func (l *list) String() string     { return strings.Join(*l, ",") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 // ParseConfig reads flags; NODE_NAME, ZTUNNEL_UDS_ADDRESS and AMBIENT_DNS_CAPTURE of the environment
-// are the defaults of --node and --zds. Usage goes to out.
+// are the defaults of --node, --zds and --dns-capture. Where the mesh runs, and where its control plane
+// is, it reads as ztunnel does: POD_NAMESPACE, XDS_ADDRESS, XDS_ROOT_CA, CA_ADDRESS and CA_ROOT_CA.
+// Usage goes to out.
 func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	env := environ.New(environment)
 	c := Config{Enroll: enroll.DefaultConfig()}
 	var admin, format string
-	excluded := list{}
+	excluded, taints := list{}, list{}
 	fs := flag.NewFlagSet("culvert-agent", flag.ContinueOnError)
 	fs.SetOutput(out)
 	fs.StringVar(&c.Node, "node", env.Text("NODE_NAME", ""), "name of this node")
@@ -70,6 +96,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.BoolVar(&c.Kube, "kube", false, "follow the pods of an API server instead of folders")
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach the API server, with --kube; default: as a pod does")
 	fs.StringVar(&c.Proc, "proc", "/proc", "the node's procfs, where pods' network namespaces are found unless there is --netns-dir")
+	fs.StringVar(&c.Mounts, "netns-mounts", "/var/run/netns", "where the runtime binds pods' network namespaces, for --uninstall")
 	fs.StringVar(&c.CNI.Folder, "cni-conf-dir", "", "folder of the runtime's CNI configuration, to keep the plugin installed in")
 	fs.StringVar(&c.CNI.BinDir, "cni-bin-dir", "/opt/cni/bin", "folder of the runtime's CNI programs")
 	fs.StringVar(&c.CNI.Binary, "cni-plugin", "/usr/local/bin/culvert-cni", "the plugin's program, to be copied there")
@@ -82,6 +109,10 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "also let probes pass that the host rewrites to 169.254.7.127")
 	fs.Var(&excluded, "exclude-namespace", "namespace that is never in the mesh (repeatable; default kube-system)")
 	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel")
+	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", ""), "namespace in which the mesh itself runs")
+	fs.StringVar(&c.DaemonSet, "daemonset", "culvert-cni", "DaemonSet in --namespace that the agent belongs to: with it gone, the agent takes the mesh off the node at its end; \"\" is none")
+	fs.BoolVar(&c.Prove, "prove", false, "try the node by a pod of our own through its CNI configuration, and write what was found on the node")
+	fs.Var(&taints, "taint", "key of a taint that is taken off the node when it is ready (repeatable; default "+TaintNotReady+" and "+TaintIstioNotReady+")")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log level")
 	fs.StringVar(&format, "log-format", "plain", "log format: plain or json")
 	if err := fs.Parse(args); err != nil {
@@ -92,6 +123,19 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	}
 	if len(excluded) > 0 {
 		c.Enroll.ExcludedNamespaces = excluded
+	}
+	c.Taints = taints
+	if len(taints) == 0 {
+		c.Taints = []string{TaintNotReady, TaintIstioNotReady}
+	}
+	c.Proof = Proof{XDS: env.Text("XDS_ADDRESS", ""), CA: env.Text("CA_ADDRESS", ""), XDSRoot: env.Text("XDS_ROOT_CA", defaultRoot), CARoot: env.Text("CA_ROOT_CA", defaultRoot)}
+	if c.Kube && c.Eligibility == "" {
+		c.Eligibility = plugin.DefaultEligibility
+	}
+	if c.Namespace == "" { // a process that is no pod
+		c.DaemonSet = ""
+	} else if !slices.Contains(c.Enroll.SystemNamespaces, c.Namespace) {
+		c.Enroll.SystemNamespaces = append(c.Enroll.SystemNamespaces, c.Namespace)
 	}
 	switch c.Handover {
 	case "":
@@ -121,6 +165,8 @@ func (c Config) validate(rest []string) error {
 		return errors.New("--patches-out is required (or --kube)")
 	case !c.Kube && c.NetnsDir == "":
 		return errors.New("--netns-dir is required (or --kube)")
+	case c.Prove && (!c.Kube || c.CNI.Folder == ""):
+		return errors.New("--prove needs --kube and --cni-conf-dir: what is tried, and where the result is written")
 	case c.Uninstall && c.CNI.Folder == "":
 		return errors.New("--uninstall needs --cni-conf-dir: what it is to be taken out of")
 	case c.CNI.Folder != "" && c.Eligibility == "":

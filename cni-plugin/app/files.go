@@ -74,16 +74,16 @@ func (a *Agent) writeEligibility() {
 	e := eligible.File{Node: a.cfg.Node, ExcludedNamespaces: a.cfg.Enroll.ExcludedNamespaces,
 		AmbientNamespaces: map[string]bool{}, Pods: map[string]eligible.Verdict{}}
 	for name, ns := range a.namespaces {
-		e.AmbientNamespaces[name] = ns.Labels[enroll.LabelDataplaneMode] == "ambient"
+		e.AmbientNamespaces[name] = !a.released && ns.Labels[enroll.LabelDataplaneMode] == "ambient"
 	}
 	for _, p := range a.pods {
 		if !p.removed {
-			d := enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace])
+			d := a.decideLocked(p.spec)
 			e.Pods[p.spec.Namespace+"/"+p.spec.Name] = eligible.Verdict{UID: string(p.uid), InMesh: d.InMesh, Reason: string(d.Reason)}
 		}
 	}
 	content, err := e.Encode()
-	if err != nil || string(content) == a.written {
+	if a.gone || err != nil || string(content) == a.written {
 		return
 	}
 	if err := writeFile(a.cfg.Eligibility, content); err != nil {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/podns"
+	"github.com/culvert-mesh/culvert/cni-plugin/proof"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
@@ -182,8 +184,15 @@ func writeJSON(w http.ResponseWriter, v any) {
 	json.NewEncoder(w).Encode(v)
 }
 
+// provesNode is why a pod that is none is outside the mesh: it is our own.
+const provesNode enroll.Reason = "the node is proven by it"
+
 // announce joins the pod in the namespace that the runtime has made for it.
 func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, error) {
+	if req.PodName == proof.PodName && a.cfg.Prove && req.PodNamespace == cmp.Or(a.cfg.Namespace, "culvert-system") {
+		a.provenPod.Store(true)
+		return enroll.Decision{Reason: provesNode}, nil
+	}
 	p, err := a.find(ctx, req.PodNamespace, req.PodName)
 	if err != nil {
 		return enroll.Decision{}, err
@@ -284,7 +293,7 @@ func (a *Agent) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pods {
-		d := enroll.Decide(a.cfg.Enroll, p.spec, a.namespaces[p.spec.Namespace])
+		d := a.decideLocked(p.spec)
 		st.Pods = append(st.Pods, PodStatus{p.uid, p.spec.Namespace, p.spec.Name, d.InMesh, d.Reason, p.shown.String(), p.lastErr, p.spec.IPs})
 	}
 	slices.SortFunc(st.Pods, func(x, y PodStatus) int {

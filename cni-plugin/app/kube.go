@@ -17,8 +17,16 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
-// connect finds out where pods come from and where their namespaces are.
-func connect(parts *Parts, g *run.Group, cfg Config) error {
+// kube is what an agent of a Kubernetes node has beside its pods.
+type kube struct {
+	set    *apiserver.DaemonSet // nil: it belongs to none
+	node   *apiserver.Node
+	events *apiserver.Events
+}
+
+// connect finds out where pods come from and where their namespaces are. It
+// returns nil for a node that has no API server.
+func connect(parts *Parts, g *run.Group, cfg Config) (*kube, error) {
 	parts.Finder = podns.Dir(cfg.NetnsDir)
 	if cfg.NetnsDir == "" {
 		parts.Finder = podns.NewProc(cfg.Proc)
@@ -26,27 +34,47 @@ func connect(parts *Parts, g *run.Group, cfg Config) error {
 	if !cfg.Kube {
 		layers := folder.Layers{Base: cfg.Folders, Objects: cfg.Objects, Patches: append(cfg.Patches, cfg.PatchesOut)}
 		parts.Source = podsource.NewFolders(cfg.Node, layers, parts.Log)
-		return nil
+		return nil, nil
 	}
 	config, err := kubeConfig(cfg.Kubeconfig)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if parts.Source, err = apiserver.NewSource(config, cfg.Node, parts.Log); err != nil {
-		return err
+		return nil, err
 	}
 	notes, err := apiserver.NewAnnotator(config, parts.Log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	parts.Notes = notes
 	g.Add("annotations", notes.Run)
-	return nil
+	k := &kube{}
+	if k.events, err = apiserver.NewEvents(config, cfg.Node, parts.Log); err != nil {
+		return nil, err
+	}
+	parts.Events = k.events
+	g.Add("events", k.events.Run)
+	if k.node, err = apiserver.NewNode(config, cfg.Node); err != nil {
+		return nil, err
+	}
+	if cfg.DaemonSet == "" {
+		return k, nil
+	}
+	if k.set, err = apiserver.NewDaemonSet(config, cfg.Namespace, cfg.DaemonSet, cfg.Node, parts.Log); err != nil {
+		return nil, err
+	}
+	g.Add("DaemonSet", k.set.Run)
+	return k, nil
 }
 
 // kubeConfig says how to reach the API server.
 func kubeConfig(path string) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", path) // without a path: as a pod does
+	from := func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", path) }
+	if path == "" {
+		from = rest.InClusterConfig // as a pod does; its token is read again as often as it changes
+	}
+	config, err := from()
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
 	}
@@ -55,27 +83,18 @@ func kubeConfig(path string) (*rest.Config, error) {
 	return config, nil
 }
 
-// newInstaller keeps the plugin in the runtime's configuration.
-func newInstaller(cfg Config, log *slog.Logger) (*install.Installer, error) {
-	entry, err := json.Marshal(map[string]string{"type": plugin.Type, "agentSocket": cfg.Socket, "eligibilityFile": cfg.Eligibility})
+// newInstaller keeps the plugin in the runtime's configuration; told, which may be
+// nil, is called after every look at it.
+func newInstaller(cfg Config, log *slog.Logger, told func(changes int, err error)) (*install.Installer, error) {
+	settings := map[string]string{"type": plugin.Type, "agentSocket": cfg.Socket, "eligibilityFile": cfg.Eligibility}
+	if cfg.Namespace != "" {
+		settings["systemNamespace"] = cfg.Namespace
+	}
+	entry, err := json.Marshal(settings)
 	if err != nil {
 		return nil, err
 	}
 	c := cfg.CNI
-	c.Entry, c.Log = entry, log
+	c.Entry, c.Log, c.Told = entry, log, told
 	return install.New(c), nil
-}
-
-// uninstall takes the plugin off the node. It is for when the mesh goes, not for
-// an upgrade; no agent may run, or it would put the plugin back.
-func uninstall(cfg Config, log *slog.Logger) error {
-	installer, err := newInstaller(cfg, log)
-	if err != nil {
-		return err
-	}
-	if err := installer.Remove(); err != nil {
-		return fmt.Errorf("uninstall the CNI plugin: %w", err)
-	}
-	log.Info("CNI plugin removed", "folder", cfg.CNI.Folder)
-	return nil
 }

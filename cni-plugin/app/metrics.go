@@ -1,8 +1,11 @@
 package app
 
 import (
+	"errors"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/culvert-mesh/culvert/cni-plugin/install"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 )
 
@@ -13,6 +16,10 @@ type Metrics struct {
 	inMesh     prometheus.Gauge
 	cmdAdds    *prometheus.CounterVec
 	joinErrors prometheus.Counter
+	restored   prometheus.Counter
+	installs   *prometheus.CounterVec
+	installed  prometheus.Gauge
+	proven     prometheus.Gauge
 }
 
 // NewMetrics registers the metrics.
@@ -25,11 +32,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		inMesh: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "nodeagent_pods_enrolled", Help: "Pods of this node that a ztunnel has taken."}),
 		cmdAdds: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "nodeagent_cmdadd_requests_total", Help: "Pods announced by the runtime, by status of the answer."}, []string{"code"}),
+			Name: "istio_cni_plugin_requests_total", Help: "Pods announced by the CNI plugin, by status of the answer."}, []string{"response_code"}),
 		joinErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "nodeagent_reconcile_errors_total", Help: "Attempts to bring a pod into or out of the mesh that failed."}),
+		restored: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "nodeagent_rules_restored_total", Help: "Times that something else damaged a pod's rules and they were restored."}),
+		installs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_cni_installs_total", Help: "Times that the CNI plugin was put on the node, by result."}, []string{"result"}),
+		installed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "istio_cni_install_ready", Help: "1 when the CNI plugin is in the node's configuration."}),
+		proven: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "nodeagent_node_proven", Help: "1 when the node's last proof found nothing wrong, -1 before the first, 0 otherwise."}),
 	}
-	reg.MustRegister(m.events, m.ztunnels, m.inMesh, m.cmdAdds, m.joinErrors)
+	m.proven.Set(-1)
+	reg.MustRegister(m.events, m.ztunnels, m.inMesh, m.cmdAdds, m.joinErrors, m.restored, m.installs, m.installed, m.proven)
 	return m
 }
 
@@ -38,4 +54,17 @@ func heldSockets(s *handover.Store) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "nodeagent_held_sockets", Help: "Listening sockets of pods held for ztunnel's successor.",
 	}, func() float64 { _, n := s.Held(); return float64(n) })
+}
+
+// tellInstalled counts what the installer did. Its results have upstream's names.
+func (m *Metrics) tellInstalled(changes int, err error) {
+	switch {
+	case errors.Is(err, install.ErrProgram):
+		m.installs.WithLabelValues("COPY_BINARIES_FAILURE").Inc()
+	case err != nil:
+		m.installs.WithLabelValues("CREATE_CNI_CONFIG_FAILURE").Inc()
+	case changes > 0:
+		m.installs.WithLabelValues("SUCCESS").Inc()
+	}
+	m.installed.Set(map[bool]float64{true: 1}[err == nil])
 }

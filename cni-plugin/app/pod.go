@@ -66,6 +66,8 @@ type pod struct {
 	noted   string
 	noteSet bool // noted is what the patches folder says
 	missed  bool // its runtime may have asked while no agent answered
+	skipped bool // it was told why the pod cannot join
+	upkeep  upkeep
 }
 
 func newPod(a *Agent, spec enroll.Pod) *pod {
@@ -113,6 +115,7 @@ func (p *pod) run(ctx context.Context) {
 		case <-p.wake:
 		case <-ctx.Done():
 			<-p.turn // for good: nobody changes the pod any more
+			p.upkeep.stop()
 			p.ns.Close()
 			return
 		}
@@ -146,8 +149,9 @@ func (p *pod) reconcile(ctx context.Context) (wait time.Duration, gone bool, err
 	case p.torn:
 		return 0, false, nil
 	case w.decision.InMesh:
-		return 0, false, p.joinRunning(ctx, w.spec, w.decision.Capture)
+		return rulesCheck, false, p.joinRunning(ctx, w.spec, w.decision.Capture)
 	}
+	p.tellSkipped(w)
 	wait, err = p.leave(ctx)
 	return wait, false, err
 }
@@ -223,6 +227,7 @@ func (p *pod) adopt(ns *netns.NS) {
 		p.agent.store.Drop(p.uid)
 	}
 	p.ns, p.rules, p.state, p.torn, p.taken, p.missed = ns, "", out, false, false, false
+	p.upkeep.stop()
 	p.publish(ns, false)
 	old.Close()
 }
@@ -237,14 +242,13 @@ func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error
 			return err
 		}
 	}
-	rules := redirect.Pod(p.options(spec, c))
-	if text := rules.String(); text != p.rules {
-		if err := redirect.Apply(p.ns, rules); err != nil {
-			return err
-		}
-		p.rules = text
+	if err := p.keepRules(redirect.Pod(p.options(spec, c))); err != nil {
+		return err
 	}
 	if p.state != enrolled {
+		if !p.taken {
+			p.tell(Normal, "MeshJoined", "its traffic goes through this node's ztunnel from now on")
+		}
 		p.state, p.taken = enrolled, false
 		p.log.Info("pod joined the mesh", "namespace", p.ns.ID().String())
 	}
@@ -313,6 +317,7 @@ func (p *pod) leave(ctx context.Context) (wait time.Duration, err error) {
 			return 0, err
 		}
 		p.state, p.leftAt, p.rules = leaving, time.Now(), ""
+		p.upkeep.stop()
 		p.log.Info("pod leaves the mesh")
 	}
 	if err := p.annotate(""); err != nil {
@@ -331,6 +336,7 @@ func (p *pod) leave(ctx context.Context) (wait time.Duration, err error) {
 		return 0, err
 	}
 	p.release()
+	p.tell(Normal, "MeshLeft", "its traffic is its own affair again")
 	p.log.Info("pod left the mesh")
 	return 0, nil
 }
@@ -348,6 +354,7 @@ func (p *pod) drop(ctx context.Context) error {
 }
 
 func (p *pod) release() {
+	p.upkeep.stop()
 	p.publish(nil, false)
 	p.agent.store.Drop(p.uid)
 	p.ns.Close()
@@ -376,6 +383,7 @@ func (p *pod) show(err error) {
 	p.lastErr, p.shown = text, p.state
 	p.agent.mu.Unlock()
 	if err != nil && !repeated {
+		p.tellFailed(err)
 		p.log.Warn("pod is not where it should be, will try again", "state", p.state.String(), "error", err)
 	}
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -9,6 +10,9 @@ import (
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
 	"github.com/culvert-mesh/culvert/cni-plugin/install"
+	"github.com/culvert-mesh/culvert/cni-plugin/redirect"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
 )
 
 // waiting puts a pod there that has no network yet.
@@ -50,8 +54,9 @@ func TestMissedPodIsPrompted(t *testing.T) {
 
 func TestUninstall(t *testing.T) {
 	t.Parallel()
+	netnstest.RequireRoot(t)
 	dir := t.TempDir()
-	cfg := Config{Socket: "/s", Eligibility: "/e", CNI: install.Config{
+	cfg := Config{Socket: filepath.Join(dir, "s"), Eligibility: filepath.Join(dir, "e"), Proc: filepath.Join(dir, "proc"), Mounts: filepath.Join(dir, "netns"), CNI: install.Config{
 		Folder: filepath.Join(dir, "net.d"), BinDir: filepath.Join(dir, "bin"), Binary: filepath.Join(dir, "culvert-cni")}}
 	const before = `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}`
 	list, program := filepath.Join(cfg.CNI.Folder, "10-net.conflist"), filepath.Join(cfg.CNI.BinDir, "culvert-cni")
@@ -68,8 +73,25 @@ func TestUninstall(t *testing.T) {
 	if err := writeFile(program, []byte("program")); err != nil {
 		t.Fatal(err)
 	}
-	if err := uninstall(cfg, slog.New(slog.DiscardHandler)); err != nil {
+	pod, err := netns.New(filepath.Join(cfg.Mounts, "cni-1"))
+	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(func() { pod.Close(); netns.Delete(filepath.Join(cfg.Mounts, "cni-1")) })
+	if err := errors.Join(redirect.Apply(pod, redirect.Pod(redirect.Options{})), writeFile(cfg.Eligibility, nil),
+		os.MkdirAll(filepath.Join(cfg.Proc, "1", "ns"), 0o755), os.Symlink("net:[1]", filepath.Join(cfg.Proc, "1", "ns", "net"))); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := uninstall(t.Context(), cfg, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if applied, err := redirect.Applied(pod); err != nil || applied {
+		t.Errorf("the pod has rules still: %v, %v", applied, err)
+	}
+	if _, err := os.Stat(cfg.Eligibility); !os.IsNotExist(err) {
+		t.Errorf("the eligibility file: %v", err)
 	}
 	if content, err := os.ReadFile(list); err != nil || strings.Contains(string(content), "culvert") {
 		t.Errorf("configuration %s, %v", content, err)

@@ -37,8 +37,9 @@ type Config struct {
 	BinDir string // where the runtime looks for programs, /opt/cni/bin
 	Options
 	Log *slog.Logger
-	// Installed is called whenever the node has been brought up to date; may be nil.
-	Installed func(changes int)
+	// Told is called after every look, with the number of changes made and why the
+	// plugin is not installed, if it is not; may be nil. It must not wait.
+	Told func(changes int, err error)
 }
 
 // Installer keeps the plugin installed. Make it with New.
@@ -129,16 +130,19 @@ func (i *Installer) bring() int {
 	case err == nil && (len(changes) > 0 || before != nil):
 		i.cfg.Log.Info("CNI plugin installed", "folder", i.cfg.Folder, "changes", changes)
 	}
-	if err == nil && i.cfg.Installed != nil {
-		i.cfg.Installed(len(changes))
+	if i.cfg.Told != nil {
+		i.cfg.Told(len(changes), err)
 	}
 	return len(changes)
 }
 
+// ErrProgram is that the plugin's program could not be copied.
+var ErrProgram = errors.New("copy the plugin's program")
+
 // install copies the program before anything names it.
 func (i *Installer) install() ([]Change, error) {
 	if err := copyProgram(i.cfg.Binary, filepath.Join(i.cfg.BinDir, filepath.Base(i.cfg.Binary))); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrProgram, err)
 	}
 	files, err := read(i.cfg.Folder)
 	if err != nil {

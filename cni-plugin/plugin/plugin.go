@@ -98,7 +98,7 @@ func calls() skel.CNIFuncs {
 
 // parse reads the plugin's entry in the configuration.
 func parse(stdin []byte) (Config, error) {
-	c := Config{Agent: DefaultAgent, Eligibility: DefaultEligibility, SystemNamespace: "culvert-system", OwnPods: []string{"culvert-cni-", "culvert-ztunnel-"}}
+	c := Config{Agent: DefaultAgent, Eligibility: DefaultEligibility, SystemNamespace: "culvert-system", OwnPods: []string{"culvert-cni-", "ztunnel-"}}
 	if err := json.Unmarshal(stdin, &c); err != nil {
 		return c, types.NewError(types.ErrDecodingFailure, "network configuration", err.Error())
 	}

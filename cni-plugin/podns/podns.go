@@ -49,6 +49,23 @@ func (d Dir) Find(uid mesh.PodUID) (*netns.NS, error) {
 	return ns, nil
 }
 
+// Bound opens the namespaces that are bound at files of a folder, as runtimes do in
+// /run/netns; the caller closes them. Files that are none are left out, and a folder
+// that is not there has none.
+func Bound(dir string) []*netns.NS {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var all []*netns.NS
+	for _, e := range entries {
+		if ns, err := netns.Open(filepath.Join(dir, e.Name())); err == nil {
+			all = append(all, ns)
+		}
+	}
+	return all
+}
+
 // Check makes sure that a namespace may be taken for a pod's: that it is not the
 // node's own, and, when the pod's addresses are known, that one of them is there.
 // A path or an address may have passed to another pod since it was written down.

@@ -66,6 +66,23 @@ func (p *Proc) Find(uid mesh.PodUID) (*netns.NS, error) {
 	return ns, nil
 }
 
+// All opens the namespaces of all pods that have processes; the caller closes them.
+// Those that end meanwhile are left out.
+func (p *Proc) All() ([]*netns.NS, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.scan(); err != nil {
+		return nil, fmt.Errorf("find the namespaces of pods: %w", err)
+	}
+	var all []*netns.NS
+	for _, found := range p.oldest {
+		if ns, err := netns.Open(filepath.Join(p.root, strconv.Itoa(found.pid), "ns", "net")); err == nil {
+			all = append(all, ns)
+		}
+	}
+	return all, nil
+}
+
 // process returns the pod's oldest process. Looking through all processes is
 // dear and a node asks for all of its pods at once, so one look serves them all.
 func (p *Proc) process(uid mesh.PodUID) (process, error) {
