@@ -172,7 +172,7 @@ func checkProofs(f *Facts) (bad []Result) {
 		case corev1.ConditionFalse:
 			for _, line := range strings.Split(c.Message, " | ") {
 				what, fix, _ := strings.Cut(line, "; fix: ")
-				bad = append(bad, one(Failed, n.Name, c.Reason+": "+what, fix)...)
+				bad = append(bad, one(Failed, n.Name, what, fix)...)
 			}
 		default:
 			bad = append(bad, one(Unknown, n.Name, cmp.Or(c.Message, c.Reason), "the agent tries again by itself")...)

@@ -33,8 +33,10 @@ func (i *Installer) helm() (*action.Configuration, error) {
 
 // likeCluster has templates see the cluster's version and kinds.
 func (i *Installer) likeCluster(run *action.Install) error {
-	if i.Cluster.cached == nil {
-		return nil // there is no cluster to be like
+	if i.Cluster.cached == nil { // there is no cluster to be like
+		v, err := chartcommon.ParseKubeVersion("v" + newest + ".0")
+		run.KubeVersion = v
+		return err
 	}
 	v, err := i.Cluster.cached.ServerVersion()
 	if err != nil {

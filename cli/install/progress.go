@@ -63,7 +63,7 @@ func Judge(o Observed) Progress {
 	case o.Missing:
 		return Progress{Text: "is not there"}
 	case !o.Current:
-		return Progress{Text: "is seen by its controller", Reasons: creationFailures(o.Events)}
+		return Progress{Text: "not yet seen by its controller", Reasons: creationFailures(o.Events)}
 	case o.Want == 0 && o.Kind == "DaemonSet":
 		return Progress{Text: "fits no node", Reasons: []string{"no node matches its node selector"}}
 	case o.Ready >= o.Want && o.Updated >= o.Want:
@@ -250,6 +250,7 @@ var remedies = []struct{ word, fix string }{
 	{"failed to find plugin", "the node's CNI folders are elsewhere: --platform NAME, or --set cni.cniBinDir and cni.cniConfDir"},
 	{"hostPath", "a folder of the node is elsewhere or read-only: --platform NAME, or the folders in the values of chart cni"},
 	{"read-only file system", "a folder of the node is read-only: --set cni.cniBinDir or cni.cniConfDir to one that is not, or --platform NAME"},
+	{trustBundle, "the control plane writes it into every namespace as soon as a replica leads: is it ready?"},
 	{"CrashLoopBackOff", "the program ends as soon as it starts: kubectl logs -n NAMESPACE POD --previous says why"},
 }
 
