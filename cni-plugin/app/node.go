@@ -25,9 +25,10 @@ const ConditionType = "culvert-mesh.github.io/Ready"
 // Waits between proofs that found something wrong, and how often it is looked
 // whether there is a reason for one.
 const (
-	minProof  = 2 * time.Second
-	maxProof  = time.Minute
-	lookProof = time.Second
+	minProof     = 2 * time.Second
+	maxProof     = time.Minute
+	lookProof    = 500 * time.Millisecond
+	ztunnelGrace = 5 * time.Second
 )
 
 // watchNode proves the node when the agent knows its pods and the plugin is
@@ -45,7 +46,14 @@ func (p *process) watchNode(ctx context.Context, parts Parts, changed <-chan str
 	var proven [sha256.Size]byte // the configuration that was proven, and found good
 	var again time.Time
 	told := ""
+	start, ztunnels := time.Now(), 0
 	for {
+		if n := p.agent.zds.Connected(); n != ztunnels {
+			ztunnels, again = n, time.Time{}
+		}
+		if ztunnels == 0 && time.Since(start) < ztunnelGrace { // it looks for us again in a moment
+			again = start.Add(ztunnelGrace)
+		}
 		conf := fingerprint(p.cfg.CNI.Folder)
 		if p.installer.Err() == nil && conf != proven && !time.Now().Before(again) {
 			var ok bool

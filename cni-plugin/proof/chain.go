@@ -63,17 +63,13 @@ func newChain(cfg Config, ns *netns.NS) (*chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	// In the node's procfs we have another number, and there our descriptor is a
-	// path to the namespace for as long as we hold it: nothing is left behind.
-	self, err := os.Readlink(filepath.Join(cfg.Proc, "self"))
-	if err != nil {
-		return nil, fmt.Errorf("the node's procfs: %w", err)
-	}
+	// Our descriptor is a path to the namespace for as long as we hold it: nothing
+	// is left behind, however we end.
 	return &chain{
 		conf: conf, file: file,
 		cni: libcni.NewCNIConfigWithCacheDir([]string{cfg.BinDir}, cfg.StateDir, &nodeExec{proc: cfg.Proc}),
 		about: &libcni.RuntimeConf{
-			ContainerID: containerID, NetNS: fmt.Sprintf("/proc/%s/fd/%d", self, ns.FD()), IfName: "eth0",
+			ContainerID: containerID, NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()), IfName: "eth0",
 			Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", cfg.Namespace}, {"K8S_POD_NAME", PodName},
 				{"K8S_POD_UID", PodName}, {"K8S_POD_INFRA_CONTAINER_ID", containerID}},
 		},

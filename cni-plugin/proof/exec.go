@@ -69,6 +69,7 @@ func nodeEnvironment(environ []string) (kept []string) {
 }
 
 // start starts cmd in the node's mounts, from a thread that has moved there and ends.
+// Only /proc is ours: in the node's a process of a container would not find itself.
 func (e *nodeExec) start(cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	run.OwnThread(func() {
@@ -84,10 +85,26 @@ func (e *nodeExec) start(cmd *exec.Cmd) error {
 			if err := unix.Setns(int(mounts.Fd()), unix.CLONE_NEWNS); err != nil {
 				return fmt.Errorf("enter the node's mounts: %w (is CAP_SYS_CHROOT there?)", err)
 			}
+			if err := ownProc(); err != nil {
+				return fmt.Errorf("show a plugin its processes: %w", err)
+			}
 			return cmd.Start()
 		}()
 	})
 	return <-done
+}
+
+// ownProc gives the thread a copy of the mounts that it is in, with the procfs of the
+// process's own numbers at /proc. The node sees nothing of it, and the copy goes with
+// the last process that is in it.
+func ownProc() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return err
+	}
+	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
 // pluginError is what a plugin says on standard output when it fails.
