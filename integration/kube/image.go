@@ -39,13 +39,17 @@ func (b blob) descriptor() map[string]any {
 }
 
 // writeImage writes an archive in OCI's layout: an image with one program in its
-// root folder and nothing else.
-func writeImage(file, name, entrypoint, program string) error {
+// root folder, the program's other names, and nothing else.
+func writeImage(file, name, entrypoint, program string, links ...string) error {
 	content, err := os.ReadFile(program)
 	if err != nil {
 		return err
 	}
-	layer, err := archive(entry{filepath.Base(program), content, 0o755})
+	files := []entry{{filepath.Base(program), content, 0o755, ""}}
+	for _, link := range links {
+		files = append(files, entry{link, nil, 0o777, filepath.Base(program)})
+	}
+	layer, err := archive(files...)
 	if err != nil {
 		return err
 	}
@@ -73,9 +77,9 @@ func writeImage(file, name, entrypoint, program string) error {
 	if err != nil {
 		return err
 	}
-	entries := []entry{{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644}, {"index.json", index.content, 0o644}}
+	entries := []entry{{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644, ""}, {"index.json", index.content, 0o644, ""}}
 	for _, b := range []blob{manifest, config, packed} {
-		entries = append(entries, entry{"blobs/sha256/" + b.digest(), b.content, 0o644})
+		entries = append(entries, entry{"blobs/sha256/" + b.digest(), b.content, 0o644, ""})
 	}
 	whole, err := archive(entries...)
 	if err != nil {
@@ -101,11 +105,12 @@ func pack(layer []byte) (blob, error) {
 	return blob{typeLayer, out.Bytes()}, err
 }
 
-// entry is a file of an archive.
+// entry is a file of an archive, or a link to one.
 type entry struct {
 	name    string
 	content []byte
 	mode    int64
+	link    string
 }
 
 // archive returns a tar archive that is the same whenever it is made.
@@ -114,6 +119,9 @@ func archive(entries ...entry) ([]byte, error) {
 	w := tar.NewWriter(&out)
 	for _, e := range entries {
 		header := &tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.content)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0)}
+		if e.link != "" {
+			header.Typeflag, header.Linkname = tar.TypeSymlink, e.link
+		}
 		if err := w.WriteHeader(header); err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 )
@@ -23,6 +24,21 @@ func load(ctx context.Context, l layout, files []string) error {
 	}
 	all.Wait()
 	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// packImage makes an image of one static program, which also gets the names in links,
+// and loads it into every node.
+func packImage(ctx context.Context, l layout, image, program string, links []string) error {
+	dir, err := os.MkdirTemp("", "kube-pack-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "image.tar")
+	if err := writeImage(file, image, "/"+filepath.Base(program), program, links...); err != nil {
+		return err
+	}
+	return load(ctx, l, []string{file})
 }
 
 func loadInto(l layout, node, file string) error {

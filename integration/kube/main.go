@@ -15,8 +15,11 @@
 //	kube down             end it; nothing is left but the programs
 //	kube build            only build
 //	kube load FILE …      import archives of images into every node
+//	kube pack IMAGE PROGRAM [LINK …]
+//	                      make an image of one static program, with more names for it; import it
 //	kube exec NODE CMD …  run a command in a node (or in "control")
 //	kube kubectl …        kubectl for this cluster
+//	kube run COMMAND …    run a command of this machine that talks to this cluster: with KUBECONFIG
 //
 // Each place is one tree of processes below `kube init PLACE`, the first process of
 // its process namespace: when that ends, the kernel ends the rest. So a run that
@@ -69,6 +72,12 @@ func run(args []string) error {
 		return build(ctx, l)
 	case verb == "load" && len(args) > 0:
 		return load(ctx, l, args)
+	case verb == "pack" && len(args) > 1:
+		return packImage(ctx, l, args[0], args[1], args[2:])
+	case verb == "run" && len(args) > 0:
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+l.kubeconfig("admin"))
+		return attached(cmd)
 	case verb == "exec" && len(args) > 1:
 		return inside(l, args[0], args[1:])
 	case verb == "kubectl":
@@ -78,7 +87,7 @@ func run(args []string) error {
 	case internal(l, verb, args):
 		return nil
 	}
-	return errors.New("usage: kube up | down | build | load FILE… | exec NODE COMMAND… | kubectl …")
+	return errors.New("usage: kube up | down | build | load FILE… | pack IMAGE PROGRAM [LINK…] | exec NODE COMMAND… | kubectl … | run COMMAND…")
 }
 
 // internal runs the steps that `up` runs in processes of their own, and reports
