@@ -1,0 +1,119 @@
+//go:build kube
+
+package conformance
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	upstream "sigs.k8s.io/gateway-api/conformance"
+	confv1 "sigs.k8s.io/gateway-api/conformance/apis/v1"
+	"sigs.k8s.io/gateway-api/conformance/tests"
+	"sigs.k8s.io/gateway-api/conformance/utils/suite"
+	"sigs.k8s.io/gateway-api/pkg/consts"
+	"sigs.k8s.io/gateway-api/pkg/features"
+)
+
+var (
+	class   = flag.String("waypoint-class", "culvert-waypoint", `GatewayClass of the waypoints; "" to test without any`)
+	reports = flag.String("reports", "", "folder to write the report into")
+)
+
+// waypoint is the name of the waypoint in each of the suite's namespaces.
+const waypoint = "waypoint"
+
+// limit is how long a waypoint may take to serve.
+const limit = 2 * time.Minute
+
+// TestConformance runs every test of the suite that is about meshes, those
+// that belong to no profile too, and writes the report.
+func TestConformance(t *testing.T) {
+	options := upstream.DefaultOptions(t)
+	options.NamespaceLabels = map[string]string{"istio.io/dataplane-mode": "ambient"}
+	if *class != "" {
+		options.NamespaceLabels["istio.io/use-waypoint"] = waypoint
+		for _, namespace := range []string{suite.MeshNamespace, suite.MeshConsumerNamespace} {
+			if err := startWaypoint(t.Context(), options.Client, namespace, options.NamespaceLabels); err != nil {
+				t.Fatalf("waypoint of %s: %v", namespace, err)
+			}
+		}
+	}
+	options.GatewayClassName = "" // no gateway is tested
+	options.SupportedFeatures = claimed().UnsortedList()
+	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName}
+	options.Implementation = confv1.Implementation{
+		Organization: "culvert-mesh", Project: "culvert", URL: "https://github.com/culvert-mesh/culvert",
+		Version: os.Getenv("VERSION"), Contact: []string{"https://github.com/culvert-mesh/culvert/issues"},
+	}
+	if *reports != "" {
+		options.ReportOutputPath = filepath.Join(*reports, "gateway-api-"+consts.BundleVersion+".yaml")
+	}
+	upstream.RunConformanceWithOptions(t, options)
+}
+
+// unclaimed are features of the suite's mesh tests that a mesh may have and ours
+// has not, and why.
+var unclaimed = map[features.FeatureName]string{
+}
+
+// claimed are all features that any test of a mesh asks for, but the unclaimed.
+func claimed() sets.Set[features.FeatureName] {
+	found := sets.New[features.FeatureName]()
+	for _, test := range tests.ConformanceTests {
+		if of := sets.New(test.Features...); of.Has(features.SupportMesh) {
+			found = found.Union(of)
+		}
+	}
+	for name := range unclaimed {
+		found.Delete(name)
+	}
+	return found
+}
+
+// startWaypoint makes a namespace, which the suite will add to, and a waypoint in
+// it, and waits until that serves.
+func startWaypoint(ctx context.Context, c client.Client, namespace string, labels map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	all := gatewayv1.NamespacesFromAll
+	gateway := &gatewayv1.Gateway{
+		TypeMeta:   metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: waypoint, Labels: map[string]string{"istio.io/waypoint-for": "service"}},
+		Spec: gatewayv1.GatewaySpec{GatewayClassName: gatewayv1.ObjectName(*class), Listeners: []gatewayv1.Listener{{
+			Name: "mesh", Port: 15008, Protocol: "HBONE", AllowedRoutes: &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: &all}},
+		}}},
+	}
+	for _, object := range []client.Object{
+		&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: labels}},
+		gateway,
+	} {
+
+		if err := c.Patch(ctx, object, client.Apply, client.FieldOwner("conformance"), client.ForceOwnership); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := c.Get(ctx, client.ObjectKeyFromObject(gateway), gateway); err != nil {
+			return err
+		}
+		if meta.IsStatusConditionTrue(gateway.Status.Conditions, string(gatewayv1.GatewayConditionProgrammed)) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not programmed: %+v", gateway.Status.Conditions)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
