@@ -39,6 +39,7 @@ type world struct {
 	cfg   Config
 	stop  func()
 	agent *Agent
+	told  told
 }
 
 func newWorld(t *testing.T) *world {
@@ -65,7 +66,7 @@ func (w *world) start() {
 	log := slog.New(slog.DiscardHandler)
 	reg := prometheus.NewRegistry()
 	layers := folder.Layers{Objects: w.cfg.Objects, Patches: []string{w.cfg.PatchesOut}}
-	w.agent = New(w.cfg, Parts{Source: podsource.NewFolders(w.cfg.Node, layers, log), Finder: podns.Dir(w.cfg.NetnsDir), Metrics: NewMetrics(reg), Log: log})
+	w.agent = New(w.cfg, Parts{Source: podsource.NewFolders(w.cfg.Node, layers, log), Finder: podns.Dir(w.cfg.NetnsDir), Events: &w.told, Metrics: NewMetrics(reg), Log: log})
 	h := &server{agent: w.agent, metrics: http.NotFoundHandler()}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
