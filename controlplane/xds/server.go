@@ -87,7 +87,7 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 	select {
 	case <-s.cfg.Ready:
 	case <-g.Context().Done():
-		return g.Context().Err()
+		return ended(context.Cause(g.Context()))
 	}
 	first, err := g.Recv()
 	if err != nil {
@@ -145,19 +145,37 @@ func (s *Server) serve(g discovery.AggregatedDiscoveryService_DeltaAggregatedRes
 	defer sender.Wait()
 	defer cancel(nil)
 	sender.Go(func() { cancel(s.send(ctx, g, st)) })
+	requests := make(chan *discovery.DeltaDiscoveryRequest)
+	go func() { cancel(receive(ctx, g, requests)) }() // ends when the stream has: nothing else ends a Recv
 	for req := first; ; {
 		if err := s.request(st, req); err != nil {
 			return err
 		}
-		next, err := g.Recv()
-		if err != nil {
-			return ended(err)
+		select {
+		case req = <-requests:
+		case <-ctx.Done():
+			return ended(context.Cause(ctx))
 		}
-		req = next
 	}
 }
 
-// ended is the result of a stream that the client closed.
+// receive passes on requests until the stream ends, and returns why.
+func receive(ctx context.Context, g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, to chan<- *discovery.DeltaDiscoveryRequest) error {
+	for {
+		req, err := g.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case to <- req:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// ended is the result of a stream that the client closed, or that whose context
+// ended by io.EOF: in order.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
