@@ -4,6 +4,9 @@
 //
 //	Pod                  → mesh.Workload (and, behind a waypoint, its Destination)
 //	Service              → mesh.Service, and per port a Destination, routes and clusters for its waypoint
+//	ServiceEntry         → mesh.Services, one a host, as for a Service; mesh.Workloads, one an endpoint
+//	WorkloadEntry        → mesh.Workload
+//	EndpointSlice        → mesh.Workloads, one an address that is no pod's
 //	AuthorizationPolicy  → mesh.Policy
 //	PeerAuthentication   → mesh.Policy
 //	Gateway, HTTPRoute   → conditions; their effect is part of the Services they name
@@ -160,6 +163,12 @@ func Compile(m Mesh, v View, o source.Object) Output {
 		c.gateway(o)
 	case *source.HTTPRoute:
 		c.route(o)
+	case *source.ServiceEntry:
+		c.serviceEntry(o)
+	case *source.WorkloadEntry:
+		c.workloadEntry(o)
+	case *source.EndpointSlice:
+		c.endpointSlice(o)
 	}
 	return c.out
 }

@@ -41,7 +41,7 @@ func (c *compilation) pod(p *source.Pod) {
 		w.NetworkMode = mesh.NetworkHost
 	}
 	w.WorkloadName = ownerName(p)
-	w.CanonicalName, w.CanonicalRevision = canonical(p, w.WorkloadName)
+	w.CanonicalName, w.CanonicalRevision = canonical(p.Labels, w.WorkloadName)
 	w.Locality = c.locality(p.Node)
 	services := c.servicesOf(p)
 	w.Services = c.memberships(p, services)
@@ -102,9 +102,9 @@ func isScheduled(s string) bool {
 	return len(s) >= 8 && strings.Trim(s, "0123456789") == ""
 }
 
-func canonical(p *source.Pod, workload string) (name, revision string) {
-	name = cmp.Or(p.Labels["service.istio.io/canonical-name"], p.Labels["app.kubernetes.io/name"], p.Labels["app"], workload)
-	revision = cmp.Or(p.Labels["service.istio.io/canonical-revision"], p.Labels["app.kubernetes.io/version"], p.Labels["version"], "latest")
+func canonical(labels map[string]string, workload string) (name, revision string) {
+	name = cmp.Or(labels["service.istio.io/canonical-name"], labels["app.kubernetes.io/name"], labels["app"], workload)
+	revision = cmp.Or(labels["service.istio.io/canonical-revision"], labels["app.kubernetes.io/version"], labels["version"], "latest")
 	return name, revision
 }
 
@@ -133,6 +133,8 @@ func (c *compilation) servicesOf(p *source.Pod) []*source.Service {
 	return out
 }
 
+// memberships returns what the pod is an endpoint of: the services that select it,
+// and what lists it otherwise.
 func (c *compilation) memberships(p *source.Pod, services []*source.Service) []mesh.Membership {
 	var out []mesh.Membership
 	for _, s := range services {
@@ -146,7 +148,12 @@ func (c *compilation) memberships(p *source.Pod, services []*source.Service) []m
 		slices.SortFunc(m.Ports, func(a, b mesh.Port) int { return cmp.Compare(a.Service, b.Service) })
 		out = append(out, m)
 	}
-	slices.SortFunc(out, func(a, b mesh.Membership) int { return cmp.Compare(a.Service.String(), b.Service.String()) })
+	for _, m := range append(c.slicesOf(p), c.entriesOf(p)...) {
+		if !slices.ContainsFunc(out, func(o mesh.Membership) bool { return o.Service == m.Service }) {
+			out = append(out, m)
+		}
+	}
+	sortMemberships(out)
 	return out
 }
 

@@ -166,18 +166,19 @@ func retryPolicy(rule gatewayv1.HTTPRouteRule) *routev3.RetryPolicy {
 
 // unresolved is why a reference to a backend leads nowhere.
 type unresolved struct {
+	code    string
 	reason  reason.Reason
 	message string
 }
 
-func unresolvedf(r reason.Reason, format string, args ...any) *unresolved {
-	return &unresolved{r, fmt.Sprintf(format, args...)}
+func unresolvedf(code string, r reason.Reason, format string, args ...any) *unresolved {
+	return &unresolved{code, r, fmt.Sprintf(format, args...)}
 }
 
 // backend resolves one reference, or says why it cannot be.
 func (c *compilation) backend(r *source.HTTPRoute, b gatewayv1.BackendObjectReference) (mesh.ServiceName, uint16, *unresolved) {
 	if b.Port == nil {
-		return mesh.ServiceName{}, 0, unresolvedf(reason.MissingField, "port is required")
+		return mesh.ServiceName{}, 0, unresolvedf(CodeUnsupportedValue, reason.MissingField, "port is required")
 	}
 	kind, group := deref(b.Kind, "Service"), deref(b.Group, "")
 	ns := string(deref(b.Namespace, gatewayv1.Namespace(r.Namespace)))
@@ -187,27 +188,27 @@ func (c *compilation) backend(r *source.HTTPRoute, b gatewayv1.BackendObjectRefe
 	case kind == "Service" && group == "":
 		s, ok := c.view.Get(source.Key{Kind: source.KindService, Namespace: ns, Name: string(b.Name)}).(*source.Service)
 		if !ok || s.Type == "ExternalName" {
-			return mesh.ServiceName{}, 0, unresolvedf(reason.BackendUnresolved, "service %s/%s does not exist", ns, b.Name)
+			return mesh.ServiceName{}, 0, unresolvedf("", reason.BackendUnresolved, "service %s/%s does not exist", ns, b.Name)
 		}
 		f, host = serviceFrontend(s), c.mesh.hostname(ns, s.Name)
 	case kind == "Hostname" && group == groupNetworking:
 		var ok bool
 		if f, ok = c.byHostname(string(b.Name), r.Namespace); !ok {
-			return mesh.ServiceName{}, 0, unresolvedf(reason.BackendUnresolved, "no service has the host %s", b.Name)
+			return mesh.ServiceName{}, 0, unresolvedf("", reason.BackendUnresolved, "no service has the host %s", b.Name)
 		}
 		ns, host = f.meta().Namespace, string(b.Name)
 	default:
-		return mesh.ServiceName{}, 0, unresolvedf(reason.Unsupported, "kind %s is not supported", kind)
+		return mesh.ServiceName{}, 0, unresolvedf(CodeInvalidKind, reason.Unsupported, "kind %s is not supported", kind)
 	}
 	if kind == "Service" && ns != r.Namespace && !c.permitted(r, ns, string(b.Name)) {
-		return mesh.ServiceName{}, 0, unresolvedf(reason.RefNotPermitted, "no ReferenceGrant in namespace %s admits it", ns)
+		return mesh.ServiceName{}, 0, unresolvedf(CodeRefNotPermitted, reason.RefNotPermitted, "no ReferenceGrant in namespace %s admits it", ns)
 	}
 	for _, p := range f.ports {
 		if p.Port == int32(*b.Port) {
 			return mesh.ServiceName{Namespace: ns, Hostname: host}, uint16(p.Port), nil
 		}
 	}
-	return mesh.ServiceName{}, 0, unresolvedf(reason.BackendUnresolved, "%s %s/%s has no TCP port %d", f.key().Kind, ns, f.meta().Name, *b.Port)
+	return mesh.ServiceName{}, 0, unresolvedf("", reason.BackendUnresolved, "%s %s/%s has no TCP port %d", f.key().Kind, ns, f.meta().Name, *b.Port)
 }
 
 // permitted reports whether namespace lets the route refer to its service. The

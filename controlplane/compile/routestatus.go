@@ -25,14 +25,14 @@ func (c *compilation) route(r *source.HTTPRoute) {
 func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, field string) {
 	f := ruleFilters(rule.Filters)
 	for _, j := range f.unsupported {
-		c.bad(Accepted, reason.Unsupported, fmt.Sprintf("%s.filters[%d]", field, j), string(rule.Filters[j].Type)+" is not supported; the rule answers 500")
+		c.coded(Accepted, CodeUnsupportedValue, reason.Unsupported, fmt.Sprintf("%s.filters[%d]", field, j), string(rule.Filters[j].Type)+" is not supported; the rule answers 500")
 	}
 	for j, filter := range rule.Filters {
 		if filter.RequestMirror == nil {
 			continue
 		}
 		if _, _, problem := c.backend(r, filter.RequestMirror.BackendRef); problem != nil {
-			c.bad(ResolvedRefs, problem.reason, fmt.Sprintf("%s.filters[%d].requestMirror.backendRef", field, j), problem.message+"; nothing is mirrored to it")
+			c.coded(ResolvedRefs, problem.code, problem.reason, fmt.Sprintf("%s.filters[%d].requestMirror.backendRef", field, j), problem.message+"; nothing is mirrored to it")
 		}
 	}
 	if rule.SessionPersistence != nil {
@@ -41,10 +41,10 @@ func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, fi
 	for j, b := range rule.BackendRefs {
 		at := fmt.Sprintf("%s.backendRefs[%d]", field, j)
 		for _, k := range backendFilters(b.Filters).unsupported {
-			c.bad(Accepted, reason.Unsupported, fmt.Sprintf("%s.filters[%d]", at, k), string(b.Filters[k].Type)+" of a backend is not supported; its share of requests is answered with 500")
+			c.coded(Accepted, CodeUnsupportedValue, reason.Unsupported, fmt.Sprintf("%s.filters[%d]", at, k), string(b.Filters[k].Type)+" of a backend is not supported; its share of requests is answered with 500")
 		}
 		if _, _, problem := c.backend(r, b.BackendObjectReference); problem != nil {
-			c.bad(ResolvedRefs, problem.reason, at, problem.message+"; its share of requests is answered with 500")
+			c.coded(ResolvedRefs, problem.code, problem.reason, at, problem.message+"; its share of requests is answered with 500")
 		}
 	}
 	if len(rule.BackendRefs) == 0 && f.redirect == nil {

@@ -43,10 +43,10 @@ func (c *compilation) service(s *source.Service) {
 // notes says which settings of a service have no effect in a mesh.
 func (c *compilation) notes(s *source.Service) {
 	if s.SessionAffinity != "" && s.SessionAffinity != "None" {
-		c.bad(Accepted, reason.Unsupported, "spec.sessionAffinity", "clients in the mesh are not kept to one endpoint")
+		c.partly(Accepted, reason.Unsupported, "spec.sessionAffinity", "clients in the mesh are not kept to one endpoint")
 	}
 	if len(s.Ports) > 0 && !slices.ContainsFunc(s.Ports, func(p source.ServicePort) bool { return p.Protocol == "TCP" }) {
-		c.bad(Accepted, reason.Unsupported, "spec.ports", "no port is TCP: the traffic passes by the mesh")
+		c.partly(Accepted, reason.Unsupported, "spec.ports", "no port is TCP: the traffic passes by the mesh")
 	}
 }
 
@@ -65,7 +65,7 @@ func (c *compilation) visibility(o source.Object, exportTo []string, out *mesh.S
 			if o.Key().Kind == source.KindService {
 				field = `metadata.annotations["` + AnnotationExportTo + `"]`
 			}
-			c.bad(Accepted, reason.Unsupported, field, "only \".\", \"*\" and \"~\" are supported: every namespace sees the service")
+			c.partly(Accepted, reason.Unsupported, field, "only \".\", \"*\" and \"~\" are supported: every namespace sees the service")
 		}
 	}
 	return true
@@ -122,15 +122,24 @@ func families(s *source.Service) mesh.IPFamilies {
 // balancing says how the service's endpoints are chosen; nil = all alike.
 func (c *compilation) balancing(s *source.Service) *mesh.LoadBalancing {
 	lb := &mesh.LoadBalancing{AllowAll: s.PublishNotReady}
+	if s.InternalLocal {
+		lb.Mode, lb.Preferences = mesh.BalanceStrict, []mesh.LocalityScope{mesh.ScopeNode}
+		return lb
+	}
+	return c.near(s, s.TrafficDistribution, lb)
+}
+
+// near adds which endpoints near the client are preferred; nil = all alike.
+func (c *compilation) near(o source.Object, spec string, lb *mesh.LoadBalancing) *mesh.LoadBalancing {
 	near := []mesh.LocalityScope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
-	switch c.distribution(s) {
+	switch d := c.distribution(o.Metadata(), spec); d {
 	case "PreferClose", "PreferSameZone":
 		lb.Mode, lb.Preferences = mesh.BalanceFailover, near
 	case "PreferSameNode":
 		lb.Mode, lb.Preferences = mesh.BalanceFailover, append(near, mesh.ScopeSubzone, mesh.ScopeNode)
-	}
-	if s.InternalLocal {
-		lb.Mode, lb.Preferences = mesh.BalanceStrict, []mesh.LocalityScope{mesh.ScopeNode}
+	case "", "Any":
+	default:
+		c.partly(Accepted, reason.Unsupported, "spec.trafficDistribution", fmt.Sprintf("%q is not known: all endpoints are alike", d))
 	}
 	if lb.Mode == mesh.BalanceStandard && !lb.AllowAll {
 		return nil
@@ -138,15 +147,15 @@ func (c *compilation) balancing(s *source.Service) *mesh.LoadBalancing {
 	return lb
 }
 
-// distribution is the annotation of the service, or of its namespace, or else
-// the field.
-func (c *compilation) distribution(s *source.Service) string {
-	if v, ok := s.Annotations[AnnotationTraffic]; ok {
+// distribution is the annotation of the object, or of its namespace, or else what
+// its field says.
+func (c *compilation) distribution(m *source.Meta, spec string) string {
+	if v, ok := m.Annotations[AnnotationTraffic]; ok {
 		return v
 	}
-	ns, ok := c.view.Get(source.Key{Kind: source.KindNamespace, Name: s.Namespace}).(*source.Namespace)
+	ns, ok := c.view.Get(source.Key{Kind: source.KindNamespace, Name: m.Namespace}).(*source.Namespace)
 	if ok && ns.Annotations[AnnotationTraffic] != "" {
 		return ns.Annotations[AnnotationTraffic]
 	}
-	return s.TrafficDistribution
+	return spec
 }

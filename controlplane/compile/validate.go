@@ -35,6 +35,10 @@ func Validate(o source.Object) []Condition {
 		}
 	case *source.HTTPRoute:
 		v.route(o)
+	case *source.ServiceEntry:
+		v.serviceEntry(o)
+	case *source.WorkloadEntry:
+		v.workloadEntry(o)
 	}
 	return v.out
 }
@@ -243,6 +247,7 @@ func (v *validation) route(r *source.HTTPRoute) {
 				v.port(at+".port", int64(*b.Port))
 			}
 		}
+		v.filters(field, rule)
 		if t := rule.Timeouts; t != nil {
 			if _, err := parseDuration(t.Request); err != nil {
 				v.invalid(field+".timeouts.request", "%v", err)

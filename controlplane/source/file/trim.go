@@ -40,6 +40,9 @@ func toReferenceGrant(g *gatewayv1.ReferenceGrant, m source.Meta) (source.Object
 }
 
 func toEndpointSlice(s *discoveryv1.EndpointSlice, m source.Meta) (source.Object, []fault) {
+	if m.Labels[discoveryv1.LabelManagedBy] == trim.OfPods {
+		return nil, nil
+	}
 	return trim.EndpointSlice(s, m), enum("addressType", string(s.AddressType), "IPv4", "IPv6", "FQDN")
 }
 

@@ -43,9 +43,8 @@ var (
 	slicesGV  = schema.GroupVersion{Group: "discovery.k8s.io", Version: "v1"}
 )
 
-// notOfPods leaves out the slices that Kubernetes makes of a selector. What they
-// say is read from the pods, earlier and for less.
-const notOfPods = discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io"
+// notOfPods selects the slices that are read.
+const notOfPods = discoveryv1.LabelManagedBy + "!=" + trim.OfPods
 
 // kinds is every kind that the control plane reads.
 func kinds() []kind {

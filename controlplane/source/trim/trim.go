@@ -136,6 +136,10 @@ func HTTPRoute(r *gatewayv1.HTTPRoute, m source.Meta) *source.HTTPRoute {
 	return &source.HTTPRoute{Meta: m, Spec: r.Spec}
 }
 
+// OfPods is who manages the slices that Kubernetes makes of a selector. They are not
+// read: what they say is read from the pods, earlier and for less.
+const OfPods = "endpointslice-controller.k8s.io"
+
 // EndpointSlice trims a slice.
 func EndpointSlice(s *discoveryv1.EndpointSlice, m source.Meta) *source.EndpointSlice {
 	out := &source.EndpointSlice{Meta: m}
