@@ -65,5 +65,31 @@ func (m *Model) Judge(o source.Object) (problems, conditions []compile.Condition
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return nil, compile.Compile(m.mesh, &view{objects: m.objects}, o).Conditions
+	return nil, compile.Compile(m.mesh, supposing{m.objects, o}, o).Conditions
+}
+
+// supposing is the objects as they would be with one more, or with one in a new
+// version. It implements compile.View.
+type supposing struct {
+	objects *objects
+	object  source.Object
+}
+
+// Get implements compile.View.
+func (s supposing) Get(key source.Key) source.Object {
+	if key == s.object.Key() {
+		return s.object
+	}
+	return s.objects.get(key)
+}
+
+// List implements compile.View.
+func (s supposing) List(kind source.Kind, namespace string, match func(source.Object) bool) []source.Object {
+	own := s.object.Key()
+	out := s.objects.list(kind, namespace, func(o source.Object) bool { return o.Key() != own && match(o) })
+	if kind == own.Kind && (namespace == "" || namespace == own.Namespace) && match(s.object) {
+		out = append(out, s.object)
+		slices.SortFunc(out, func(a, b source.Object) int { return a.Key().Compare(b.Key()) })
+	}
+	return out
 }
