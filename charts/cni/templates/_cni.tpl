@@ -41,8 +41,9 @@ sidecar.istio.io/inject: "false"
 - --socket=/var/run/culvert-cni/pluginevent.sock
 - --zds=/var/run/ztunnel/ztunnel.sock
 - --eligibility=/var/run/culvert-cni/eligibility.json
-- --cni-conf-dir=/host/etc/cni/net.d
-- --cni-bin-dir=/host/opt/cni/bin
+- --cni-conf-dir={{ include "cni.confDir" . }}
+- --cni-bin-dir={{ include "cni.binDir" . }}
+- --netns-mounts={{ include "cni.netnsDir" . }}
 {{- with .Values.cniConfFileName }}
 - --cni-conf={{ . }}
 {{- end }}
