@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/rest"
 
+	"github.com/culvert-mesh/culvert/controlplane/admission"
 	"github.com/culvert-mesh/culvert/controlplane/ca"
 	"github.com/culvert-mesh/culvert/controlplane/model"
 	"github.com/culvert-mesh/culvert/controlplane/source"
@@ -102,11 +103,13 @@ type App struct {
 	kube          *rest.Config // of the API server; nil without one. To be copied, not changed
 	led           []led        // what only one replica does
 	statuses      *status.Writer
+	webhook       *admission.Server // nil without an API server
 
 	first     chan struct{} // closed when the first snapshot is in the cache
 	firstOnce sync.Once
 	synced    func() // opens the readiness gate
 	signs     func() // likewise
+	leaving   func() // closes it for good
 	bound     chan net.Addr
 }
 
@@ -137,7 +140,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 		Log: logging.Scope(log, "config"),
 	})
 	a.observe(levels)
-	if err := a.keepStatus(); err != nil {
+	if err := errors.Join(a.keepStatus(), a.admit()); err != nil {
 		return nil, err
 	}
 	if err := a.buildGateways(); err != nil {
@@ -156,24 +159,35 @@ func (a *App) observe(levels admin.Levels) {
 	ready := admin.NewReadiness()
 	a.synced, _ = ready.Gate("first configuration")
 	a.signs, _ = ready.Gate("certificate authority")
+	stay, leave := ready.Gate("this replica ends")
+	stay()
+	a.leaving = leave
 	a.readiness = admin.NewReadinessServer(admin.Config{Addr: a.cfg.ReadyListen, Name: "controlplane", Log: log}, ready)
 	a.metrics = admin.NewMetricsServer(admin.Config{Addr: a.cfg.MetricsListen, Name: "controlplane", Log: log}, metrics.Handler(a.registry))
 }
 
-// Run runs the control plane until ctx ends or a part fails.
+// Run runs the control plane until ctx ends or a part fails. With an API server it
+// then goes on for as long as it takes to send its clients to other replicas.
 func (a *App) Run(ctx context.Context) error {
 	var g run.Group
 	g.Add("source", func(ctx context.Context) error { return a.source.Run(ctx, a.update) })
 	g.Add("certificate authority", a.keepAuthority)
 	g.Add("first certificate", a.awaitAuthority)
-	g.Add("xds", a.serve)
 	g.Add("admin", a.admin.Run)
 	g.Add("readiness", a.readiness.Run)
 	g.Add("metrics", a.metrics.Run)
-	if len(a.led) > 0 {
-		g.Add("leader", a.elect)
+	if a.webhook != nil {
+		g.Add("webhook", a.webhook.Run)
 	}
-	return g.Run(ctx)
+	if len(a.led) > 0 {
+		g.Add("leader", func(inner context.Context) error {
+			leading, stop := context.WithCancelCause(inner)
+			defer stop(nil)
+			defer context.AfterFunc(ctx, func() { stop(context.Cause(ctx)) })() // at once, not after the drain
+			return a.elect(leading)
+		})
+	}
+	return g.RunFront(ctx, "xds", a.serve)
 }
 
 // Status returns what /debug/status shows.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/culvert-mesh/culvert/controlplane/compile"
 	"github.com/culvert-mesh/culvert/pkg/environ"
@@ -24,6 +25,7 @@ type Config struct {
 	Namespace  string        // the mesh's own, with Kube
 	Lease      string        // its name; who holds it does what only one replica does. "" = every replica
 	Replica    string        // this replica's name, with Kube
+	Drain      time.Duration // to send clients to other replicas at the end, with Kube
 	NoTrust    bool          // somebody else puts the mesh's roots into namespaces
 	CASecret   string        // Secret of the users' own certificate authority, with Kube
 	State      string        // folder of the certificate authority; root-cert.pem appears there. "" with Kube: Secrets
@@ -37,6 +39,9 @@ type Config struct {
 	MetricsListen string
 	Hostnames     []string     // DNS names of the serving certificate
 	Addresses     []netip.Addr // IP addresses of the serving certificate
+
+	WebhookListen        string // validating webhook, TLS, with Kube; "" = none
+	WebhookFailurePolicy string // "Fail" or "Ignore": what becomes of objects while the webhook, once reached, is not
 
 	NodeAccounts []string // "namespace/account" that may ask for certificates of pods on their node; nil = the usual ones
 	LogLevel     string
@@ -76,6 +81,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", "culvert-system"), "`namespace` of the mesh's own objects, with --kube")
 	fs.StringVar(&c.Lease, "lease", "culvert-controlplane", "`name` of the Lease of the replica that does what only one may, with --kube; empty: this one does")
 	fs.StringVar(&c.State, "state", "", "`folder` of the certificate authority; default with --kube: Secrets in --namespace")
+	fs.DurationVar(&c.Drain, "drain", 6*time.Second, "`time` in which clients are sent to other replicas at the end, with --kube; 0: at once")
 	trust := fs.Bool("trust-bundle", true, "keep the mesh's roots in ConfigMap istio-ca-root-cert of each namespace, with --kube")
 	fs.StringVar(&c.CASecret, "ca-secret-name", "cacerts", "`name` of the Secret with the users' own certificate authority, with --kube")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
@@ -83,6 +89,8 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.AdminListen, "admin-listen", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "`address` of the admin server")
 	fs.StringVar(&c.ReadyListen, "ready-listen", fmt.Sprintf(":%d", mesh.PortReady), "`address` of readiness")
 	fs.StringVar(&c.MetricsListen, "metrics-listen", ":15014", "`address` of metrics")
+	fs.StringVar(&c.WebhookListen, "webhook-listen", ":15017", "`address` of the validating webhook, with --kube; empty: none")
+	fs.StringVar(&c.WebhookFailurePolicy, "webhook-failure-policy", "Fail", "Fail or Ignore: `what` becomes of objects while the webhook, once reached, is not, with --kube")
 	fs.Var(texts{&c.Hostnames}, "hostname", "DNS `name` of the serving certificate (repeatable)")
 	fs.Var(texts{&addrs}, "ip", "IP `address` of the serving certificate (repeatable)")
 	fs.StringVar(&c.Mesh.TrustDomain, "trust-domain", mesh.DefaultTrustDomain, "trust `domain`")
@@ -101,6 +109,9 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 		c.Audiences = []string{"istio-ca"}
 	}
 	c.NoTrust = !*trust
+	if !c.Kube { // there is no other replica
+		c.Drain = 0
+	}
 	c.Replica = env.Text("POD_NAME", "")
 	c.Mesh.Cluster, c.Mesh.Network = mesh.Cluster(cluster), mesh.Network(network)
 	return c, errors.Join(c.addresses(addrs), c.check(fs.Args()))
@@ -141,6 +152,8 @@ func (c *Config) check(rest []string) error {
 		return errors.New("--state is required (or --kube)")
 	case c.Kube && c.TokenKeys != "":
 		return errors.New("--kube excludes --token-keys: the API server reviews tokens")
+	case c.WebhookFailurePolicy != "Fail" && c.WebhookFailurePolicy != "Ignore":
+		return fmt.Errorf("--webhook-failure-policy %q: must be Fail or Ignore", c.WebhookFailurePolicy)
 	case !c.Kube && c.TokenKeys == "":
 		return errors.New("--token-keys is required: without it no proxy can say who it is")
 	}
