@@ -49,7 +49,7 @@ type plane struct {
 }
 
 // newPlane starts a control plane over dir, which it makes where it is missing.
-func newPlane(t testing.TB, dir string) *plane {
+func newPlane(t testing.TB, dir string, edits ...func(*Config)) *plane {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(dir, "yaml"), 0o755); err != nil {
 		t.Fatal(err)
@@ -65,6 +65,9 @@ func newPlane(t testing.TB, dir string) *plane {
 	}, nil, io.Discard)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, edit := range edits {
+		edit(&cfg)
 	}
 	a, err := New(cfg, slog.New(slog.DiscardHandler), nil)
 	if err != nil {

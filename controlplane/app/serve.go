@@ -25,35 +25,40 @@ const (
 	minPing        = 5 * time.Second
 	pingPeriod     = 30 * time.Second
 	pingTimeout    = 10 * time.Second
-	maxAge         = 30 * time.Minute // then a client comes again, with the token it has by then
+	maxAge         = 30 * time.Minute // ±10 %; then a client comes again, perhaps to another replica, with the token it has by then
 	maxAgeGrace    = 10 * time.Second
 	servingTTL     = 24 * time.Hour
 )
 
-// serve answers xDS and CA calls until ctx ends.
-func (a *App) serve(ctx context.Context) error {
+// serve answers xDS and CA calls until ctx ends. When serving ends before, this
+// replica is not ready any more, and its clients are sent to others little by little.
+func (a *App) serve(ctx, serving context.Context) error {
 	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.XDSListen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	a.bound <- lis.Addr()
-	s := grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate})),
 		grpc.MaxRecvMsgSize(maxRequestSize), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout,
 			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: maxAgeGrace}),
-	)
-	a.streams.Register(s)
-	a.ca.Register(s)
-	stop := context.AfterFunc(ctx, s.Stop)
-	defer stop()
-	defer s.Stop()
-	a.log.Info("serving xDS and CA", "address", lis.Addr().String())
-	if err := s.Serve(lis); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("serve: %w", err)
 	}
-	return nil
+	b := newBerths(lis, func(more ...grpc.ServerOption) *grpc.Server {
+		s := grpc.NewServer(append(more, options...)...)
+		a.streams.Register(s)
+		a.ca.Register(s)
+		return s
+	})
+	a.log.Info("serving xDS and CA", "address", lis.Addr().String())
+	defer context.AfterFunc(serving, a.leaving)()
+	return b.run(ctx, serving, func() time.Duration {
+		if len(a.streams.Proxies()) == 0 {
+			return 0
+		}
+		return a.cfg.Drain
+	})
 }
 
 // Addr returns the address of xDS and CA once it is listened on.
