@@ -26,6 +26,9 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/lint/support"
 	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -199,6 +202,12 @@ var decoder = func() runtime.Decoder {
 // decode reads every object as the API server does: an unknown field is an error.
 func decode(t *testing.T, files map[string]string) {
 	t.Helper()
+	each(t, files, func(string, runtime.Object) {})
+}
+
+// each calls f with every object.
+func each(t *testing.T, files map[string]string, f func(name string, object runtime.Object)) {
+	t.Helper()
 	for name, content := range files {
 		if strings.HasSuffix(name, "NOTES.txt") {
 			continue
@@ -218,9 +227,12 @@ func decode(t *testing.T, files map[string]string) {
 			} else if len(fields) == 0 {
 				continue
 			}
-			if _, _, err := decoder.Decode(document, nil, nil); err != nil {
+			object, _, err := decoder.Decode(document, nil, nil)
+			if err != nil {
 				t.Errorf("%s: %v", name, err)
+				continue
 			}
+			f(name, object)
 		}
 	}
 }
@@ -356,5 +368,88 @@ func TestReleaseFits(t *testing.T) {
 func TestUnknown(t *testing.T) {
 	if _, err := Load("istio"); err == nil || !strings.Contains(err.Error(), "controlplane") {
 		t.Errorf("Load(istio): %v", err)
+	}
+}
+
+// TestRights: no role can be used to become more than it is.
+func TestRights(t *testing.T) {
+	files, err := render("culvert", nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles := 0
+	each(t, files, func(name string, object runtime.Object) {
+		var rules []rbacv1.PolicyRule
+		everywhere := false
+		switch r := object.(type) {
+		case *rbacv1.ClusterRole:
+			rules, everywhere = r.Rules, true
+		case *rbacv1.Role:
+			rules = r.Rules
+		default:
+			return
+		}
+		roles++
+		for _, rule := range rules {
+			for _, bad := range []string{"*", "escalate", "bind", "impersonate"} {
+				if slices.Contains(rule.Verbs, bad) || slices.Contains(rule.Resources, bad) || slices.Contains(rule.APIGroups, bad) {
+					t.Errorf("%s: %v", name, rule)
+				}
+			}
+			for _, r := range rule.Resources {
+				switch {
+				case r == "pods/exec", r == "nodes/proxy", r == "serviceaccounts/token", r == "clusterrolebindings", r == "rolebindings":
+					t.Errorf("%s: %s makes one everybody", name, r)
+				case r == "secrets" && everywhere:
+					t.Errorf("%s: secrets of all namespaces", name)
+				case r == "secrets" && len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}):
+					t.Errorf("%s: secrets of others: %v", name, rule)
+				}
+			}
+		}
+	})
+	if roles < 5 {
+		t.Errorf("%d roles were looked at", roles)
+	}
+}
+
+// TestCapabilities: nobody is privileged, and everything is dropped that is not
+// asked for by name.
+func TestCapabilities(t *testing.T) {
+	files, err := render("culvert", nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]corev1.Capability{}
+	each(t, files, func(name string, object runtime.Object) {
+		var spec corev1.PodSpec
+		switch o := object.(type) {
+		case *appsv1.Deployment:
+			spec = o.Spec.Template.Spec
+		case *appsv1.DaemonSet:
+			spec = o.Spec.Template.Spec
+		default:
+			return
+		}
+		for _, c := range spec.Containers {
+			s := c.SecurityContext
+			if s == nil || s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
+				*s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem {
+				t.Errorf("%s: security context %+v", name, s)
+				continue
+			}
+			got[c.Name] = s.Capabilities.Add
+		}
+		if spec.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+			t.Errorf("%s: no system calls are kept from it", name)
+		}
+	})
+	want := map[string][]corev1.Capability{
+		"controlplane": nil,
+		"install-cni":  {"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_CHROOT"},
+		"istio-proxy":  {"SYS_ADMIN", "NET_ADMIN"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("capabilities (-want +got):\n%s", diff)
 	}
 }

@@ -81,7 +81,7 @@ func command(c corev1.Container) (args, environ []string) {
 	var replacements []string
 	for _, e := range c.Env {
 		value := e.Value
-		if e.ValueFrom != nil {
+		if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil {
 			value = fields[e.ValueFrom.FieldRef.FieldPath]
 		}
 		environ = append(environ, e.Name+"="+value)
