@@ -98,7 +98,7 @@ var resources = map[string]struct {
 }{
 	"Namespace": {"namespaces", false}, "ClusterRole": {"clusterroles", false}, "ClusterRoleBinding": {"clusterrolebindings", false},
 	"CustomResourceDefinition": {"customresourcedefinitions", false}, "ServiceAccount": {"serviceaccounts", true},
-	"ConfigMap": {"configmaps", true}, "Service": {"services", true}, "Pod": {"pods", true}, "Job": {"jobs", true},
+	"ConfigMap": {"configmaps", true}, "Secret": {"secrets", true}, "Service": {"services", true}, "Pod": {"pods", true}, "Job": {"jobs", true},
 	"Deployment": {"deployments", true}, "PeerAuthentication": {"peerauthentications", true},
 	"AuthorizationPolicy": {"authorizationpolicies", true}}
 
