@@ -9,7 +9,9 @@ package cluster
 
 import (
 	"math/rand/v2"
+	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -23,13 +25,25 @@ import (
 // Endpoint is where a request can go.
 type Endpoint struct {
 	Workload *mesh.Workload  // nil for an address that the mesh does not know
-	Addr     netip.AddrPort  // of the application
+	Addr     netip.AddrPort  // of the application; the port alone when there is a Host
+	Host     string          // to be looked up at every connection; "" = Addr is all there is to know
 	HBONE    bool            // reached by a tunnel to port 15008 of its address
 	Expect   []mesh.Identity // any of which the tunnel's other end must have
 
 	weight uint32
 	active *atomic.Int64 // shared by the versions of one endpoint
 }
+
+// String returns where the endpoint is, host:port or address:port.
+func (e *Endpoint) String() string {
+	if e.Host != "" {
+		return net.JoinHostPort(e.Host, strconv.Itoa(int(e.Addr.Port())))
+	}
+	return e.Addr.String()
+}
+
+// same reports whether both are one place.
+func (e *Endpoint) same(o *Endpoint) bool { return e.Addr == o.Addr && e.Host == o.Host }
 
 // Begin and End count a request under way.
 func (e *Endpoint) Begin() { e.active.Add(1) }
@@ -81,12 +95,12 @@ func (c *Clusters) Changed(workloads.Change) { c.generation.Add(1) }
 func (c *Clusters) Pick(cl *config.Cluster, avoid ...*Endpoint) (*Endpoint, error) {
 	l := c.list(cl)
 	for range 2 * len(avoid) {
-		if e := l.pick(); e != nil && !sameAddr(e, avoid) {
+		if e := l.pick(); e != nil && !among(e, avoid) {
 			return e, nil
 		}
 	}
 	for _, e := range l.endpoints {
-		if e.weight > 0 && len(avoid) > 0 && !sameAddr(e, avoid) {
+		if e.weight > 0 && len(avoid) > 0 && !among(e, avoid) {
 			return e, nil
 		}
 	}
@@ -104,9 +118,9 @@ func (l *list) pick() *Endpoint {
 	return l.endpoints[i]
 }
 
-func sameAddr(e *Endpoint, list []*Endpoint) bool {
+func among(e *Endpoint, list []*Endpoint) bool {
 	for _, o := range list {
-		if o.Addr == e.Addr {
+		if o.same(e) {
 			return true
 		}
 	}
@@ -134,7 +148,7 @@ func (c *Clusters) build(cl *config.Cluster, prev *list) *list {
 	l := new(list)
 	for _, ep := range c.cfg.View.Endpoints(cl.Service) {
 		if e := c.endpoint(svc, ep, cl.Port); e != nil {
-			e.active = counterOf(prev, e.Addr)
+			e.active = counterOf(prev, e)
 			l.endpoints = append(l.endpoints, e)
 		}
 	}
@@ -149,10 +163,10 @@ func (c *Clusters) build(cl *config.Cluster, prev *list) *list {
 	return l
 }
 
-func counterOf(prev *list, addr netip.AddrPort) *atomic.Int64 {
+func counterOf(prev *list, of *Endpoint) *atomic.Int64 {
 	if prev != nil {
 		for _, e := range prev.endpoints {
-			if e.Addr == addr {
+			if e.same(of) {
 				return e.active
 			}
 		}
@@ -170,10 +184,13 @@ func (c *Clusters) endpoint(svc *mesh.Service, ep workloads.Endpoint, port uint1
 	}
 	target := targetPort(svc, ep, port)
 	addr, ok := c.addr(w)
-	if !ok || target == 0 {
+	if !ok && w.Hostname == "" || target == 0 {
 		return nil
 	}
 	e := c.Workload(w, netip.AddrPortFrom(addr, target))
+	if !ok {
+		e.Host = w.Hostname
+	}
 	e.weight = w.Capacity
 	if svc != nil {
 		for _, san := range svc.SubjectAltNames {

@@ -109,7 +109,7 @@ func (s *session) connect(again bool) error {
 			return s.use(up)
 		}
 		if ctx.Err() != nil && s.ctx.Err() == nil {
-			return reason.New(reason.RequestTimeout, "connect", s.endpoint.Addr.String(), err)
+			return reason.New(reason.RequestTimeout, "connect", s.endpoint.String(), err)
 		}
 		if avoid = append(avoid, s.endpoint); tried == maxAttempts || !worthAnother(err) || s.ctx.Err() != nil {
 			return err
@@ -167,7 +167,7 @@ func (s *session) exchangeOnce() error {
 	if errors.As(err, &malformed) {
 		return err
 	}
-	err = reason.New(reason.UpstreamReset, "read response", s.endpoint.Addr.String(), err)
+	err = reason.New(reason.UpstreamReset, "read response", s.endpoint.String(), err)
 	if !s.up.Fresh && s.up.HTTP.Received() == answered {
 		return &staleError{err}
 	}

@@ -81,6 +81,7 @@ type options struct {
 	filters  filter.Chain
 	net      filter.Network
 	protocol config.Protocol
+	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -173,7 +174,7 @@ func (w *world) startWaypoint(ctx context.Context, o options) {
 	w.clusters = cluster.New(cluster.Config{View: w.known})
 	w.known.Subscribe(w.clusters.Changed)
 	tunnels := w.newPool()
-	w.pool = upstream.NewPool(upstream.Config{Self: waypointID, Tunnels: tunnels, Dial: w.dial, HTTP: o.http})
+	w.pool = upstream.NewPool(upstream.Config{Self: waypointID, Tunnels: tunnels, Dial: w.dial, HTTP: o.http, Lookup: o.lookup})
 	cfg := proxy.Config{Store: w.store, View: w.known, Clusters: w.clusters, Upstream: w.pool, HTTP: o.http}
 	if !o.quiet {
 		cfg.Log = w.log

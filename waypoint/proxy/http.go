@@ -307,9 +307,9 @@ func (s *session) respond() {
 	case writeErr != nil:
 		s.flags, s.err = "DC", reason.New(reason.DownstreamClosed, "write response", s.conn.Source.String(), writeErr)
 	case bodyErr != nil && isTimeout(bodyErr):
-		s.flags, s.err = "UT", reason.New(reason.RequestTimeout, "read response", s.endpoint.Addr.String(), bodyErr)
+		s.flags, s.err = "UT", reason.New(reason.RequestTimeout, "read response", s.endpoint.String(), bodyErr)
 	case bodyErr != nil:
-		s.flags, s.err = "UC", reason.New(reason.UpstreamReset, "read response", s.endpoint.Addr.String(), bodyErr)
+		s.flags, s.err = "UC", reason.New(reason.UpstreamReset, "read response", s.endpoint.String(), bodyErr)
 	default:
 		return
 	}

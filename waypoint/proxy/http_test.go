@@ -10,12 +10,15 @@ import (
 	"io"
 	"net"
 	stdhttp "net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
+	"github.com/culvert-mesh/culvert/pkg/workloads"
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/filter"
 	"github.com/culvert-mesh/culvert/waypoint/filter/rbac"
@@ -572,5 +575,37 @@ func TestSlowReaderHoldsNobodyElse(t *testing.T) {
 		if got := readAll(t, resp, err); got != "quick" {
 			t.Fatal(got)
 		}
+	}
+}
+
+// TestHostEndpoint: an endpoint that is a host outside is looked up at every
+// connection, and its addresses are tried in turn.
+func TestHostEndpoint(t *testing.T) {
+	leakCheck(t)
+	var asked atomic.Int32
+	var at netip.AddrPort
+	w := newWorld(t, options{lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
+		if host != "api.example.com" {
+			return nil, errors.New("no such host")
+		}
+		asked.Add(1)
+		return []netip.Addr{netip.MustParseAddr("127.0.0.2"), at.Addr()}, nil
+	}})
+	at = netip.MustParseAddrPort(serveHTTP(t, &stdhttp.Server{Handler: stdhttp.HandlerFunc(func(rw stdhttp.ResponseWriter, r *stdhttp.Request) {
+		_, _ = io.WriteString(rw, r.Host)
+	})}))
+	for name, status := range map[string]int{"api.example.com": 200, "gone.example.com": 503} {
+		w.known.Apply(workloads.Update{
+			Services: []*mesh.Service{{Name: "cart", Namespace: "shop", Hostname: service.Hostname, VIPs: []mesh.NetAddr{{Addr: vip}}, Ports: []mesh.Port{{Service: 80}}}},
+			Workloads: []*mesh.Workload{{UID: "outside", Name: "outside", Namespace: "shop", Hostname: name, Capacity: 1,
+				Services: []mesh.Membership{{Service: service, Ports: []mesh.Port{{Service: 80, Target: at.Port()}}}}}},
+		})
+		resp, err := w.http().Get("http://api.example.com/")
+		if readAll(t, resp, err); resp.StatusCode != status {
+			t.Errorf("%s: %d, want %d", name, resp.StatusCode, status)
+		}
+	}
+	if asked.Load() != 1 {
+		t.Errorf("looked up %d times for 1 connection", asked.Load())
 	}
 }

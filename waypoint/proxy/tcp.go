@@ -66,7 +66,7 @@ func (p *Proxy) TCP(ctx context.Context, lc *listener.Conn) {
 	defer endpoint.Close()
 	if len(lc.First) > 0 {
 		if _, err := endpoint.Write(lc.First); err != nil {
-			c.refuse(reason.New(reason.UpstreamReset, "write", c.endpoint.Addr.String(), err))
+			c.refuse(reason.New(reason.UpstreamReset, "write", c.endpoint.String(), err))
 			lc.Stream.Reset()
 			return
 		}

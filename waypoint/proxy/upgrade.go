@@ -20,7 +20,7 @@ func (s *session) upgrade() {
 	}
 	var n relay.Counters
 	if err := s.switched(&n); err != nil {
-		s.err = reason.New(reason.UpstreamReset, "relay", s.endpoint.Addr.String(), err)
+		s.err = reason.New(reason.UpstreamReset, "relay", s.endpoint.String(), err)
 	}
 	s.tunnelled = n.Sent.Load()
 	s.returned = n.Received.Load()

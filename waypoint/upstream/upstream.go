@@ -32,6 +32,7 @@ type Config struct {
 	LocalIP netip.Addr
 	Tunnels hbone.Opener
 	Dial    func(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error)
+	Lookup  func(ctx context.Context, host string) ([]netip.Addr, error) // nil = the system's
 
 	HTTP           h1.Options
 	ConnectTimeout time.Duration // default 10 s
@@ -52,8 +53,13 @@ type Pool struct {
 // host is what two connections must agree in to be exchangeable.
 type host struct {
 	addr  netip.AddrPort
+	name  string // "" = addr says it all
 	hbone bool
 	id    mesh.Identity
+}
+
+func (h host) String() string {
+	return (&cluster.Endpoint{Addr: h.addr, Host: h.name}).String()
 }
 
 // conns is one host's connections, guarded by Pool.mu.
@@ -72,6 +78,11 @@ func NewPool(cfg Config) *Pool {
 	}
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = 10240
+	}
+	if cfg.Lookup == nil {
+		cfg.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
 	}
 	if cfg.MaxIdle == 0 {
 		cfg.MaxIdle = 1024
@@ -106,7 +117,7 @@ func (p *Pool) Get(ctx context.Context, ep *cluster.Endpoint, timeout time.Durat
 		c.Close()
 	}
 	if !p.admit(h) {
-		return nil, reason.New(reason.Overloaded, "connect", ep.Addr.String(), nil)
+		return nil, reason.New(reason.Overloaded, "connect", ep.String(), nil)
 	}
 	s, err := p.Open(ctx, ep, timeout)
 	if err != nil {
@@ -117,7 +128,7 @@ func (p *Pool) Get(ctx context.Context, ep *cluster.Endpoint, timeout time.Durat
 }
 
 func hostOf(ep *cluster.Endpoint) host {
-	h := host{addr: ep.Addr, hbone: ep.HBONE}
+	h := host{addr: ep.Addr, name: ep.Host, hbone: ep.HBONE}
 	if ep.HBONE && len(ep.Expect) > 0 {
 		h.id = ep.Expect[0]
 	}
@@ -197,8 +208,41 @@ func (p *Pool) Open(ctx context.Context, ep *cluster.Endpoint, timeout time.Dura
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	addrs, err := p.addresses(ctx, ep)
+	if err != nil {
+		return nil, err
+	}
+	var st stream.Stream
+	for _, addr := range addrs {
+		if st, err = p.open(ctx, ep, addr); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return st, err
+}
+
+// maxAddresses is how many addresses of one host are tried.
+const maxAddresses = 3
+
+// addresses returns where the endpoint may be, in the order of trying.
+func (p *Pool) addresses(ctx context.Context, ep *cluster.Endpoint) ([]netip.AddrPort, error) {
+	if ep.Host == "" {
+		return []netip.AddrPort{ep.Addr}, nil
+	}
+	found, err := p.cfg.Lookup(ctx, ep.Host)
+	if err != nil || len(found) == 0 {
+		return nil, reason.New(reason.NoHealthyUpstream, "look up", ep.Host, err)
+	}
+	out := make([]netip.AddrPort, 0, maxAddresses)
+	for _, a := range found[:min(len(found), maxAddresses)] {
+		out = append(out, netip.AddrPortFrom(a.Unmap(), ep.Addr.Port()))
+	}
+	return out, nil
+}
+
+func (p *Pool) open(ctx context.Context, ep *cluster.Endpoint, addr netip.AddrPort) (stream.Stream, error) {
 	if !ep.HBONE {
-		c, err := p.cfg.Dial(ctx, ep.Addr)
+		c, err := p.cfg.Dial(ctx, addr)
 		if err != nil {
 			return nil, err
 		}
@@ -207,10 +251,10 @@ func (p *Pool) Open(ctx context.Context, ep *cluster.Endpoint, timeout time.Dura
 	peer := hbone.Peer{
 		Source:  p.cfg.Self,
 		Expect:  ep.Expect,
-		Addr:    netip.AddrPortFrom(ep.Addr.Addr(), mesh.PortHBONE),
+		Addr:    netip.AddrPortFrom(addr.Addr(), mesh.PortHBONE),
 		LocalIP: p.cfg.LocalIP,
 	}
-	s, _, err := p.cfg.Tunnels.Open(ctx, peer, hbone.Request{Authority: ep.Addr.String()})
+	s, _, err := p.cfg.Tunnels.Open(ctx, peer, hbone.Request{Authority: addr.String()})
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +310,7 @@ func (p *Pool) Snapshot() []HostInfo {
 	defer p.mu.Unlock()
 	var out []HostInfo
 	for h, cs := range p.hosts {
-		out = append(out, HostInfo{h.addr.String(), h.hbone, cs.open, len(cs.idle)})
+		out = append(out, HostInfo{h.String(), h.hbone, cs.open, len(cs.idle)})
 	}
 	return out
 }
