@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,9 +14,9 @@ import (
 
 // do applies and removes. The first error ends it: the rest may depend on what
 // failed.
-func (t *term) do(ctx context.Context, in Inputs, plan Plan) error {
+func (t *term) do(ctx context.Context, in Inputs, plan Plan, noted *notes) error {
 	for _, o := range plan.Apply {
-		if err := t.apply(ctx, in, plan.Controller, o); err != nil {
+		if err := t.apply(ctx, in, plan.Controller, o, noted); err != nil {
 			return fmt.Errorf("apply %s %s: %w", o.Kind.Kind, o.Name, err)
 		}
 	}
@@ -29,14 +30,11 @@ func (t *term) do(ctx context.Context, in Inputs, plan Plan) error {
 
 // apply makes an object what it is to be, unless it is as it was after it was
 // applied the last time.
-func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object) error {
-	key := o.Kind.Kind + "/" + in.Gateway.Namespace + "/" + o.Name
+func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object, noted *notes) error {
+	key := o.Kind.Kind + " " + o.Name
 	desired := sum(manager, o.Body)
 	live := find(in.Live, o.Kind, o.Name)
-	t.mu.Lock()
-	last, ok := t.applied[key]
-	t.mu.Unlock()
-	if ok && live != nil && last == (applied{desired, live.Print}) && scaledAsAsked(o, live) {
+	if last, ok := noted.applied[key]; ok && last.desired == desired && t.isApplied(in, last, o, live, noted) {
 		return nil
 	}
 	t.wrote.WithLabelValues(o.Kind.Kind, "apply").Inc()
@@ -45,9 +43,7 @@ func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object) e
 	if err != nil {
 		return err
 	}
-	t.mu.Lock()
-	t.applied[key] = applied{desired, fingerprint(u)}
-	t.mu.Unlock()
+	noted.applied[key] = applied{desired, fingerprint(u), u.GetResourceVersion(), time.Now()}
 	switch {
 	case live == nil:
 		t.cfg.Log.Info("made for a Gateway", "kind", o.Kind.Kind, "namespace", in.Gateway.Namespace, "name", o.Name)
@@ -55,6 +51,23 @@ func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object) e
 		t.cfg.Log.Info("changed for a Gateway", "kind", o.Kind.Kind, "namespace", in.Gateway.Namespace, "name", o.Name)
 	}
 	return nil
+}
+
+// isApplied reports whether nobody has changed an object since it was applied.
+func (t *term) isApplied(in Inputs, last applied, o Object, live *Live, noted *notes) bool {
+	if live == nil {
+		gone, ok := noted.gone.Load(o.Kind.Kind + " " + o.Name)
+		wait := watchDelay - time.Since(last.at)
+		if ok && !older(gone.(string), last.version) || wait <= 0 {
+			return false
+		}
+		t.queue.AddAfter(item{namespace: in.Gateway.Namespace, name: in.Gateway.Name}, wait)
+		return true // what we have made is on its way
+	}
+	if older(live.ResourceVersion, last.version) {
+		return true // and so is the change that we have made
+	}
+	return last.print == live.Print && scaledAsAsked(o, live)
 }
 
 // scaledAsAsked reports whether there are as many replicas as parameters ask for,

@@ -8,13 +8,14 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
-
-	corev1 "k8s.io/api/core/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // Config is what a Controller works with.
@@ -58,6 +59,7 @@ const (
 	firstRetry    = 100 * time.Millisecond
 	lastRetry     = 2 * time.Minute
 	hostnameCheck = 30 * time.Second // that an unmanaged Gateway's Service is there now
+	watchDelay    = 5 * time.Second  // after which something that was made and is not seen is not there
 	workers       = 4
 )
 
@@ -74,12 +76,58 @@ type term struct {
 	watch *watches
 
 	mu      sync.Mutex
-	applied map[string]applied           // by kind, namespace and name
+	notes   map[string]*notes            // of Gateways, by namespace and name
 	configs map[string]*corev1.ConfigMap // parameters, by namespace and name, as they were last read
 }
 
-// applied is how an object was when it was last applied.
-type applied struct{ desired, print uint64 }
+// applied is how an object was when it was last applied. What is watched comes a
+// little later than what was answered, and must not be taken for somebody's change.
+type applied struct {
+	desired, print uint64
+	version        string
+	at             time.Time
+}
+
+// notes are what was done for a Gateway. They belong to whoever works on it: the
+// queue gives it to one at a time.
+type notes struct {
+	applied map[string]applied // by kind and name
+	gone    sync.Map           // versions of objects when they were deleted, by kind and name; the one note of the watch's
+	status  gatewayv1.GatewayStatus
+	version string // that the Gateway had with that status; "" when none was written
+}
+
+// of returns the notes of a Gateway.
+func (t *term) of(key string) *notes {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.notes[key] == nil {
+		t.notes[key] = &notes{applied: map[string]applied{}}
+	}
+	return t.notes[key]
+}
+
+// deleted notes that an object is gone.
+func (t *term) deleted(l *Live) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.notes[l.Namespace+"/"+l.Labels[LabelGatewayName]]; n != nil {
+		n.gone.Store(l.Kind+" "+l.Name, l.ResourceVersion)
+	}
+}
+
+// forget drops the notes of a Gateway that is gone.
+func (t *term) forget(key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.notes, key)
+}
+
+// older reports whether version a of an object is from before b.
+func older(a, b string) bool {
+	order, err := resourceversion.CompareResourceVersion(a, b)
+	return err == nil && order < 0
+}
 
 // Run works until ctx ends. It may be called again after it returned.
 func (c *Controller) Run(ctx context.Context) error {
@@ -88,10 +136,10 @@ func (c *Controller) Run(ctx context.Context) error {
 		Controller: c,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[item](firstRetry, lastRetry)),
-		applied: map[string]applied{}, configs: map[string]*corev1.ConfigMap{},
+		notes: map[string]*notes{}, configs: map[string]*corev1.ConfigMap{},
 	}
 	defer t.queue.ShutDown()
-	t.watch = newWatches(c.cfg, t.queue)
+	t.watch = newWatches(c.cfg, t.queue, t.deleted)
 	stop, err := t.watch.start(ctx)
 	if err != nil {
 		return err
@@ -101,9 +149,6 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	c.cfg.Log.Info("gateway controller works", "gateways", len(t.watch.gateways.GetStore().ListKeys()))
-	for class := range classes() {
-		t.queue.Add(item{class: true, name: class})
-	}
 	var working sync.WaitGroup
 	for range workers {
 		working.Go(func() { t.work(ctx) })

@@ -27,6 +27,7 @@ func (t *term) gateway(ctx context.Context, namespace, name string) error {
 	}
 	gw, is := obj.(*gatewayv1.Gateway)
 	if !ok || !is || gw.DeletionTimestamp != nil {
+		t.forget(namespace + "/" + name)
 		return nil // what it had goes by its owner references
 	}
 	in, err := t.gather(ctx, gw)
@@ -40,14 +41,15 @@ func (t *term) gateway(ctx context.Context, namespace, name string) error {
 	if len(in.Foreign) > 0 {
 		plan = MakePlan(in)
 	}
-	done := t.do(ctx, in, plan)
+	noted := t.of(namespace + "/" + name)
+	done := t.do(ctx, in, plan, noted)
 	if plan.Controller == "" || apierrors.HasStatusCause(done, corev1.NamespaceTerminatingCause) {
 		return done
 	}
 	if plan.Unmanaged && plan.unusable(in) != "" {
 		t.queue.AddAfter(item{namespace: namespace, name: name}, hostnameCheck)
 	}
-	return errors.Join(done, t.say(ctx, in, plan, done))
+	return errors.Join(done, t.say(ctx, in, plan, done, noted))
 }
 
 // gather collects what the plan of a Gateway depends on.

@@ -14,10 +14,13 @@ import (
 )
 
 // say writes the status, if it is not what is there.
-func (t *term) say(ctx context.Context, in Inputs, plan Plan, done error) error {
+func (t *term) say(ctx context.Context, in Inputs, plan Plan, done error, noted *notes) error {
+	was := in.Gateway.Status
+	if noted.version != "" && older(in.Gateway.ResourceVersion, noted.version) {
+		was = noted.status // which is on its way
+	}
 	status := plan.Status(in, done)
-	was := in.Gateway.Status.DeepCopy()
-	settleGateway(time.Now(), was, &status)
+	settleGateway(time.Now(), &was, &status)
 	if equality.Semantic.DeepEqual(status.Addresses, was.Addresses) && equality.Semantic.DeepEqual(status.Listeners, was.Listeners) &&
 		contains(was.Conditions, status.Conditions) {
 		return nil
@@ -31,7 +34,7 @@ func (t *term) say(ctx context.Context, in Inputs, plan Plan, done error) error 
 		"apiVersion": gatewayv1.GroupVersion.String(), "kind": "Gateway",
 		"metadata": map[string]any{"namespace": in.Gateway.Namespace, "name": in.Gateway.Name, "uid": string(in.Gateway.UID)},
 		"status":   body}}
-	_, err = t.cfg.Client.Resource(gateways).Namespace(in.Gateway.Namespace).ApplyStatus(ctx, in.Gateway.Name, u,
+	u, err = t.cfg.Client.Resource(gateways).Namespace(in.Gateway.Namespace).ApplyStatus(ctx, in.Gateway.Name, u,
 		metav1.ApplyOptions{FieldManager: plan.Controller, Force: true})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -39,6 +42,7 @@ func (t *term) say(ctx context.Context, in Inputs, plan Plan, done error) error 
 	if err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
+	noted.status, noted.version = status, u.GetResourceVersion()
 	return nil
 }
 

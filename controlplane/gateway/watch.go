@@ -37,8 +37,9 @@ const (
 // they are defined; of ConfigMaps and namespaces only the metadata is asked for,
 // and of everything only what a plan reads is kept.
 type watches struct {
-	cfg   Config
-	queue workqueue.TypedInterface[item]
+	cfg     Config
+	queue   workqueue.TypedInterface[item]
+	deleted func(*Live)
 
 	gateways, classes              cache.SharedIndexInformer
 	configMaps, namespaces, define cache.SharedIndexInformer
@@ -46,13 +47,13 @@ type watches struct {
 	routes                         map[string]cache.SharedIndexInformer // by resource
 
 	mu      sync.Mutex
-	begin   func(cache.SharedIndexInformer) // runs one
+	begin   func(i cache.SharedIndexInformer, then func()) // runs one; then is called when it knows what is there
 	running map[cache.SharedIndexInformer]bool
 	told    []cache.ResourceEventHandlerRegistration
 }
 
-func newWatches(cfg Config, queue workqueue.TypedInterface[item]) *watches {
-	w := &watches{cfg: cfg, queue: queue, running: map[cache.SharedIndexInformer]bool{}, routes: map[string]cache.SharedIndexInformer{}}
+func newWatches(cfg Config, queue workqueue.TypedInterface[item], deleted func(*Live)) *watches {
+	w := &watches{cfg: cfg, queue: queue, deleted: deleted, running: map[cache.SharedIndexInformer]bool{}, routes: map[string]cache.SharedIndexInformer{}}
 	w.gateways = w.objects(gateways, "", cache.Indexers{byClass: indexClass, byParameters: indexParameters})
 	w.classes = w.objects(gatewayClass, "", nil)
 	for _, k := range made() {
@@ -84,9 +85,14 @@ func (w *watches) bare(r schema.GroupVersionResource, by cache.Indexers) cache.S
 // ended by then.
 func (w *watches) start(ctx context.Context) (stop func(), err error) {
 	var running sync.WaitGroup
-	w.begin = func(i cache.SharedIndexInformer) {
+	w.begin = func(i cache.SharedIndexInformer, then func()) {
 		w.running[i] = true
 		running.Go(func() { i.RunWithContext(ctx) })
+		running.Go(func() {
+			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+				then()
+			}
+		})
 	}
 	type watched struct {
 		informer cache.SharedIndexInformer
@@ -110,7 +116,7 @@ func (w *watches) start(ctx context.Context) (stop func(), err error) {
 		if err := x.informer.SetTransform(func(obj any) (any, error) { return x.trim(obj), nil }); err != nil {
 			return nil, fmt.Errorf("watch: %w", err)
 		}
-		h, err := x.informer.AddEventHandler(handler(x.changed))
+		h, err := x.informer.AddEventHandler(w.handler(x.changed))
 		if err != nil {
 			return nil, fmt.Errorf("watch: %w", err)
 		}
@@ -118,14 +124,14 @@ func (w *watches) start(ctx context.Context) (stop func(), err error) {
 	}
 	for _, i := range append(slices.Clone(w.live), w.configMaps, w.namespaces, w.define) {
 		w.mu.Lock()
-		w.begin(i)
+		w.begin(i, func() {})
 		w.mu.Unlock()
 	}
 	return running.Wait, nil
 }
 
 // handler calls changed with every object that comes, goes, or was or is otherwise.
-func handler(changed func(any)) cache.ResourceEventHandler {
+func (w *watches) handler(changed func(any)) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: changed,
 		UpdateFunc: func(was, is any) {
@@ -135,6 +141,9 @@ func handler(changed func(any)) cache.ResourceEventHandler {
 		DeleteFunc: func(obj any) {
 			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 				obj = gone.Obj
+			}
+			if l, ok := obj.(*Live); ok {
+				w.deleted(l)
 			}
 			changed(obj)
 		},
@@ -177,11 +186,18 @@ func (w *watches) defined(obj any) {
 	if w.running[i] {
 		return
 	}
-	w.begin(i)
-	if m.Name == gatewayClass.GroupResource().String() {
-		for class := range classes() {
-			w.queue.Add(item{class: true, name: class})
+	w.begin(i, func() {
+		if i == w.classes {
+			w.ownClasses()
 		}
+	})
+}
+
+// ownClasses works on the classes that are there by themselves, which have to be
+// made if they are not.
+func (w *watches) ownClasses() {
+	for class := range classes() {
+		w.queue.Add(item{class: true, name: class})
 	}
 }
 
