@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"slices"
+
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
 
@@ -30,6 +32,11 @@ const (
 func (c *compilation) said(kind, message string) {
 	c.ok(kind)
 	c.out.Conditions[len(c.out.Conditions)-1].Message = message
+}
+
+// retract takes back that the object is fine in one respect.
+func (c *compilation) retract(kind string) {
+	c.out.Conditions = slices.DeleteFunc(c.out.Conditions, func(cond Condition) bool { return cond.Type == kind && cond.Status })
 }
 
 // coded is bad with a code.

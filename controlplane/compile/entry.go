@@ -147,6 +147,7 @@ func (c *compilation) addresses(e *source.ServiceEntry, host string, out *mesh.S
 // policies are to be enforced on the way.
 func (c *compilation) bindEntry(a *attachments, e *source.ServiceEntry, out *mesh.Service) {
 	if e.Spec.GetResolution() == networking.ServiceEntry_NONE && a.waypoint != nil && len(a.policies) == 0 {
+		c.retract(WaypointBound)
 		c.bad(WaypointBound, reason.Unsupported, "spec.resolution", "NONE: a waypoint does not know where clients are going; they go there directly")
 		return
 	}

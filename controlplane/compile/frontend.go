@@ -75,6 +75,7 @@ func (c *compilation) bind(a *attachments, out *mesh.Service) {
 	switch {
 	case a.chosen.Name == "":
 	case len(out.VIPs) == 0 && a.waypoint != nil:
+		c.retract(WaypointBound)
 		c.coded(WaypointBound, CodeUnsupportedTrafficType, reason.Unsupported, addressField(a.object), "without an address of its own it is dialled directly, not through the waypoint")
 	case a.waypoint != nil && a.waypoint.gateway != nil:
 		out.Waypoint = a.waypoint.gateway
