@@ -100,7 +100,7 @@ var resources = map[string]struct {
 	"CustomResourceDefinition": {"customresourcedefinitions", false}, "ServiceAccount": {"serviceaccounts", true},
 	"ConfigMap": {"configmaps", true}, "Secret": {"secrets", true}, "Service": {"services", true}, "Pod": {"pods", true}, "Job": {"jobs", true},
 	"Deployment": {"deployments", true}, "PeerAuthentication": {"peerauthentications", true},
-	"AuthorizationPolicy": {"authorizationpolicies", true}}
+	"AuthorizationPolicy": {"authorizationpolicies", true}, "Gateway": {"gateways", true}, "EndpointSlice": {"endpointslices", true}}
 
 // apply makes the objects of some YAML as they are written there.
 func (c *client) apply(ctx context.Context, documents string) error {
