@@ -61,7 +61,7 @@ func (p *process) watchNode(ctx context.Context, parts Parts, changed <-chan str
 				proven = conf
 				backoff.Reset()
 			} else {
-				again = time.Now().Add(backoff.Next())
+				proven, again = [sha256.Size]byte{}, time.Now().Add(backoff.Next())
 			}
 		}
 		select {

@@ -222,10 +222,12 @@ func (m *mesh) newControl() *program {
 }
 
 func (m *mesh) newAgent(node string, more ...string) *program {
+	root := m.dir("state", "root-cert.pem")
 	return &program{l: m.l, place: node, log: m.dir("agent-" + node + ".log"), args: append([]string{
-		binary("culvert-agent"), "--kube", "--kubeconfig", m.l.kubeconfig("admin"), "--node", node, "--admin-listen", ":15014",
+		binary("culvert-agent"), "--kube", "--kubeconfig", m.l.kubeconfig("admin"), "--node", node, "--admin-listen", ":15014", "--prove",
 		"--cni-conf-dir", "/etc/cni/net.d", "--cni-bin-dir", "/opt/cni/bin", "--cni-plugin", binary("culvert-cni"),
-		"--eligibility", "/var/run/culvert-cni/eligibility.json"}, more...)}
+		"--eligibility", "/var/run/culvert-cni/eligibility.json"}, more...),
+		env: []string{"XDS_ADDRESS=https://" + controlIP + ":15012", "CA_ADDRESS=https://" + controlIP + ":15012", "XDS_ROOT_CA=" + root, "CA_ROOT_CA=" + root}}
 }
 
 func (m *mesh) newProxy(node, token string) *program {

@@ -7,12 +7,14 @@
 //	workload hold ADDRESS    send a line every 100 ms through one connection, print what comes back
 //	workload lookup NAME     print its addresses
 //	workload token PATH      print a file
+//	workload admit CERT KEY  a webhook on 8443: admits everything, and warns that it has; PEM
 //	workload probe           what an exec probe runs: tells the server, and fails without it
 //	workload pause           wait for the end
 package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -67,6 +69,11 @@ func run(args []string) error {
 		content, err := os.ReadFile(subject)
 		os.Stdout.Write(content)
 		return err
+	case "admit":
+		if len(args) < 3 {
+			return fmt.Errorf("admit: want a certificate and a key")
+		}
+		return admit(args[1], args[2])
 	case "probe":
 		return get("http://127.0.0.1:8080/probe/exec", 1)
 	}
@@ -157,6 +164,26 @@ func echo(l net.Listener, c *counts) {
 			}
 		}()
 	}
+}
+
+// admit answers reviews of admission.k8s.io/v1.
+func admit(cert, key string) error {
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		return err
+	}
+	review := func(w http.ResponseWriter, r *http.Request) {
+		var asked struct{ Request struct{ UID string } }
+		if err := json.NewDecoder(r.Body).Decode(&asked); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(map[string]any{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": map[string]any{
+			"uid": asked.Request.UID, "allowed": true, "warnings": []string{"seen by the webhook"}}})
+	}
+	srv := &http.Server{Addr: ":8443", Handler: http.HandlerFunc(review), TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+	return srv.ListenAndServeTLS("", "")
 }
 
 func get(url string, times int) error {
