@@ -67,6 +67,10 @@ generate: have-go ## Go code from pkg/wire/*/*.proto; the charts' definitions fr
 	cd pkg/wire/protogen && $(GO) run . ..
 	$(GO) run ./charts/crdgen charts/base/files
 
+.PHONY: charts
+charts: have-go ## the Helm charts as archives into bin/charts/
+	$(GO) run ./charts/pack $(BIN)/charts
+
 # Go's fuzzer at times reports the end of -fuzztime itself as a failure, without an
 # input (golang/go#75804): that alone is none.
 .PHONY: fuzz

@@ -24,6 +24,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/loader/archive"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 )
 
 // FS has the charts' files, as charts/ of the repository has them.
@@ -51,6 +52,19 @@ func Load(name string) (*chart.Chart, error) {
 		return nil, fmt.Errorf("load chart %s: %w", name, err)
 	}
 	return c, nil
+}
+
+// Pack writes a chart with its dependencies as folder/NAME-VERSION.tgz, and returns
+// that path.
+func Pack(name, folder string) (path string, err error) {
+	c, err := Load(name)
+	if err != nil {
+		return "", err
+	}
+	if path, err = chartutil.Save(c, folder); err != nil {
+		return "", fmt.Errorf("pack chart %s: %w", name, err)
+	}
+	return path, nil
 }
 
 // File is one file of a chart; its name is relative to the chart's folder.

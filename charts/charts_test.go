@@ -22,8 +22,10 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 	chartcommon "helm.sh/helm/v4/pkg/chart/common"
 	commonutil "helm.sh/helm/v4/pkg/chart/common/util"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/lint"
 	"helm.sh/helm/v4/pkg/chart/v2/lint/support"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
 	appsv1 "k8s.io/api/apps/v1"
@@ -361,6 +363,35 @@ func TestReleaseFits(t *testing.T) {
 		t.Errorf("a release is %d bytes, of 1048576", size)
 	} else {
 		t.Logf("a release is %d bytes", size)
+	}
+}
+
+// TestPack: what is in an archive is what Load returns.
+func TestPack(t *testing.T) {
+	path, err := Pack("culvert", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := loader.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := Load("culvert")
+	if err != nil {
+		t.Fatal(err)
+	}
+	templates := func(c *chart.Chart) map[string]string {
+		out := map[string]string{}
+		for _, d := range append(c.Dependencies(), c) {
+			for _, f := range append(d.Templates, d.Files...) {
+				out[d.Name()+"/"+f.Name] = string(f.Data)
+			}
+		}
+		return out
+	}
+	want := templates(loaded)
+	if diff := cmp.Diff(want, templates(packed)); diff != "" || len(want) < 30 {
+		t.Errorf("%d files (-loaded +packed):\n%s", len(want), diff)
 	}
 }
 

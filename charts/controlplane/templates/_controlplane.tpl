@@ -55,6 +55,9 @@ sidecar.istio.io/inject: "false"
 {{- range include "controlplane.hostnames" . | fromYamlArray }}
 - --hostname={{ . }}
 {{- end }}
+- --ca-secret-name={{ .Values.caSecretName }}
+- --trust-bundle={{ .Values.trustBundle }}
+- --drain={{ .Values.drain }}
 - --gateway-controller={{ .Values.gatewayController.enabled }}
 {{- if .Values.gatewayController.enabled }}
 - --waypoint-image={{ include "controlplane.waypointImage" . }}
@@ -62,6 +65,8 @@ sidecar.istio.io/inject: "false"
 {{- if .Values.webhook.enabled }}
 - --webhook-listen=:15017
 - --webhook-failure-policy={{ .Values.webhook.failurePolicy }}
+{{- else }}
+- --webhook-listen=
 {{- end }}
 - --log-level={{ .Values.global.logLevel }}
 - --log-format={{ .Values.global.logFormat }}
