@@ -99,7 +99,7 @@ var resources = map[string]struct {
 	"Namespace": {"namespaces", false}, "ClusterRole": {"clusterroles", false}, "ClusterRoleBinding": {"clusterrolebindings", false},
 	"CustomResourceDefinition": {"customresourcedefinitions", false}, "ServiceAccount": {"serviceaccounts", true},
 	"ConfigMap": {"configmaps", true}, "Secret": {"secrets", true}, "Service": {"services", true}, "Pod": {"pods", true}, "Job": {"jobs", true},
-	"Deployment": {"deployments", true}, "PeerAuthentication": {"peerauthentications", true},
+	"Deployment": {"deployments", true}, "StatefulSet": {"statefulsets", true}, "ValidatingWebhookConfiguration": {"validatingwebhookconfigurations", false}, "PeerAuthentication": {"peerauthentications", true},
 	"AuthorizationPolicy": {"authorizationpolicies", true}, "Gateway": {"gateways", true}, "EndpointSlice": {"endpointslices", true}}
 
 // apply makes the objects of some YAML as they are written there.
