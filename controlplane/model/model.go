@@ -45,6 +45,7 @@ type Model struct {
 	objects  *objects
 	rejected map[source.Key][]compile.Condition // of versions that were not taken
 	units    map[source.Key]*unit
+	spoken   map[source.Key]*unit // those of units with conditions, which most have not
 	readers  *readers
 	running  map[account]int // pods
 	started  bool
@@ -64,7 +65,7 @@ type unit struct {
 func New(m compile.Mesh) *Model {
 	return &Model{
 		mesh: m.WithDefaults(), objects: newObjects(), rejected: map[source.Key][]compile.Condition{},
-		units: map[source.Key]*unit{}, readers: newReaders(), running: map[account]int{},
+		units: map[source.Key]*unit{}, spoken: map[source.Key]*unit{}, readers: newReaders(), running: map[account]int{},
 	}
 }
 
@@ -154,6 +155,7 @@ func (m *Model) compileLocked(key source.Key) Change {
 	o := m.objects.get(key)
 	if o == nil {
 		delete(m.units, key)
+		delete(m.spoken, key)
 		return Change{Key: key}
 	}
 	if u == nil {
@@ -164,6 +166,11 @@ func (m *Model) compileLocked(key source.Key) Change {
 	u.out = compile.Compile(m.mesh, v, o)
 	u.reads = v.reads
 	m.readers.remember(u)
+	if len(u.out.Conditions) > 0 {
+		m.spoken[key] = u
+	} else {
+		delete(m.spoken, key)
+	}
 	return Change{key, u.out}
 }
 
@@ -184,7 +191,7 @@ func (m *Model) Conditions() []compile.Condition {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	var out []compile.Condition
-	for _, u := range m.units {
+	for _, u := range m.spoken {
 		out = append(out, u.out.Conditions...)
 	}
 	for key, problems := range m.rejected {
