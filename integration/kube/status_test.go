@@ -27,9 +27,17 @@ func kubectl(ctx context.Context, stdin string, args ...string) (string, error) 
 	return out.String(), err
 }
 
-func kubectlApply(t *testing.T, documents string) string {
+// kubectlApply applies documents. Kinds that were defined just now may not be known
+// to everybody yet.
+func kubectlApply(t *testing.T, documents string) (out string) {
 	t.Helper()
-	out, err := kubectl(t.Context(), documents, "apply", "-f", "-")
+	var err error
+	eventually(t, "kinds are known", func() error {
+		if out, err = kubectl(t.Context(), documents, "apply", "-f", "-"); err != nil && strings.Contains(out, "no matches for kind") {
+			return err
+		}
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
