@@ -2,6 +2,7 @@ package proof
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -42,19 +43,27 @@ func first(folder string) (*libcni.NetworkConfigList, string, error) {
 		if err != nil {
 			continue
 		}
-		var list *libcni.NetworkConfigList
-		if filepath.Ext(file) == ".conflist" {
-			list, err = libcni.NetworkConfFromBytes(raw)
-		} else if one, bad := libcni.NetworkPluginConfFromBytes(raw); bad == nil {
-			list, err = libcni.ConfListFromConf(one)
-		} else {
-			err = bad
+		if filepath.Ext(file) != ".conflist" {
+			raw = listOf(raw)
 		}
-		if err == nil && len(list.Plugins) > 0 {
+		if list, err := libcni.NetworkConfFromBytes(raw); err == nil && len(list.Plugins) > 0 {
 			return list, filepath.Base(file), nil
 		}
 	}
 	return nil, "", fmt.Errorf("no valid CNI configuration in %s", folder)
+}
+
+// listOf is a plain configuration as a list of one; nil when it is no JSON object.
+func listOf(plain []byte) []byte {
+	var one map[string]any
+	if err := json.Unmarshal(plain, &one); err != nil {
+		return nil
+	}
+	list, err := json.Marshal(map[string]any{"cniVersion": one["cniVersion"], "name": one["name"], "plugins": []any{one}})
+	if err != nil {
+		return nil
+	}
+	return list
 }
 
 // newChain reads the configuration.
