@@ -119,12 +119,12 @@ func dependencies(name string) (names []string, err error) {
 		Dependencies []struct{ Repository string }
 	}
 	if err := yaml.Unmarshal(text, &meta); err != nil {
-		return nil, fmt.Errorf("Chart.yaml: %w", err)
+		return nil, fmt.Errorf("read Chart.yaml: %w", err)
 	}
 	for _, d := range meta.Dependencies {
 		neighbour, ok := strings.CutPrefix(d.Repository, "file://../")
 		if !ok {
-			return nil, fmt.Errorf("Chart.yaml: dependency in %q is not beside the chart", d.Repository)
+			return nil, fmt.Errorf("dependency %q in Chart.yaml is not beside the chart", d.Repository)
 		}
 		names = append(names, neighbour)
 	}
