@@ -49,7 +49,7 @@ type watches struct {
 	mu      sync.Mutex
 	begin   func(i cache.SharedIndexInformer, then func()) // runs one; then is called when it knows what is there
 	running map[cache.SharedIndexInformer]bool
-	told    []cache.ResourceEventHandlerRegistration
+	defines cache.ResourceEventHandlerRegistration // by which other kinds begin to be watched
 }
 
 func newWatches(cfg Config, queue workqueue.TypedInterface[item], deleted func(*Live)) *watches {
@@ -120,7 +120,9 @@ func (w *watches) start(ctx context.Context) (stop func(), err error) {
 		if err != nil {
 			return nil, fmt.Errorf("watch: %w", err)
 		}
-		w.told = append(w.told, h)
+		if x.informer == w.define {
+			w.defines = h
+		}
 	}
 	for _, i := range append(slices.Clone(w.live), w.configMaps, w.namespaces, w.define) {
 		w.mu.Lock()
@@ -152,7 +154,7 @@ func (w *watches) handler(changed func(any)) cache.ResourceEventHandler {
 
 // synced waits until everything is known that was there at the beginning.
 func (w *watches) synced(ctx context.Context) bool {
-	if !cache.WaitForCacheSync(ctx.Done(), w.told[4].HasSynced) { // definitions, after which the rest runs
+	if !cache.WaitForCacheSync(ctx.Done(), w.defines.HasSynced) {
 		return false
 	}
 	w.mu.Lock()
