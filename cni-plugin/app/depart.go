@@ -103,4 +103,7 @@ func removeFiles(cfg Config, log *slog.Logger) {
 			log.Warn("file not removed", "path", path, "error", err)
 		}
 	}
+	if err := os.RemoveAll(cfg.proofDir()); err != nil {
+		log.Warn("folder not removed", "path", cfg.proofDir(), "error", err)
+	}
 }

@@ -34,6 +34,9 @@ func (p *pod) tell(warning bool, reason, message string) {
 // tellFailed says why the pod is not where it should be.
 func (p *pod) tellFailed(err error) {
 	if errors.Is(err, zds.ErrNoZtunnel) {
+		if p.taken {
+			return // it is served as before; its ztunnel is about to find this agent
+		}
 		p.tell(Warning, "MeshPending", "no ztunnel of this node takes it: is the ztunnel DaemonSet's pod here running? It is tried again as soon as one connects")
 		return
 	}

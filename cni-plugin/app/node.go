@@ -140,9 +140,12 @@ func fingerprint(folder string) (sum [sha256.Size]byte) {
 	return sum
 }
 
+// proofDir is where a proof remembers what it has to take down.
+func (c Config) proofDir() string { return filepath.Join(filepath.Dir(c.Socket), "proof") }
+
 func (p *process) proofConfig() proof.Config {
 	c := proof.Config{
-		ConfDir: p.cfg.CNI.Folder, BinDir: p.cfg.CNI.BinDir, StateDir: filepath.Join(filepath.Dir(p.cfg.Socket), "proof"),
+		ConfDir: p.cfg.CNI.Folder, BinDir: p.cfg.CNI.BinDir, StateDir: p.cfg.proofDir(),
 		Proc: p.cfg.Proc, Namespace: cmp.Or(p.cfg.Namespace, "culvert-system"), Source: probeSource,
 		Announced: func() bool { return p.agent.provenPod.Swap(false) }, Ztunnels: p.agent.zds.Connected,
 		DNS: nameserver("/etc/resolv.conf"), Log: p.log,

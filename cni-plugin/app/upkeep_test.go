@@ -122,3 +122,23 @@ func TestRelease(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNoEventsOfAnUpgrade: an agent that comes after another one has nothing to tell
+// of pods that were served all the time.
+func TestNoEventsOfAnUpgrade(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.namespace("ambient")
+	w.start()
+	w.ztunnel()
+	w.sandbox("u1")
+	w.pod("u1", "")
+	w.await("the pod has joined", func() bool { return w.state("u1") == "enrolled" && w.annotation("u1") == "enabled" })
+	w.stop()
+	before := len(w.told.all)
+	w.start()
+	w.await("it is served again", func() bool { return w.state("u1") == "enrolled" })
+	if len(w.told.all) != before {
+		t.Errorf("told %q", w.told.all[before:])
+	}
+}
