@@ -140,7 +140,9 @@ func (i *Installer) change(ctx context.Context, c *chart.Chart, vals map[string]
 	}
 	i.say("failed: %v", err)
 	i.say("going back to revision %d", last.Version)
-	if back := i.back(ctx, last.Version); back != nil {
+	again := *i
+	again.Timeout = max(i.Timeout, 3*time.Minute) // what worked is given time
+	if back := again.back(ctx, last.Version); back != nil {
 		return laptop.WithHint(fmt.Errorf("upgrade failed: %w; and so did going back to revision %d: %w", err, last.Version, back), "culvert check says what is wrong")
 	}
 	var hint *laptop.HintError
@@ -367,10 +369,31 @@ func (i *Installer) settle(ctx context.Context, r *release.Release) error {
 	}
 	start := time.Now()
 	if err := i.Cluster.WaitReady(ctx, workloadsOf(r.Manifest, i.Cluster.Namespace), i.Timeout, i.Out); err != nil {
-		return err
+		return errors.Join(err, i.mark(r.Version, firstLine(err)))
 	}
 	i.say("ready after %.1f s: %s %s, revision %d", time.Since(start).Seconds(), releaseName, r.Chart.Metadata.Version, r.Version)
 	return nil
+}
+
+// mark notes that a revision did not become ready, which Helm does not know: nobody
+// should go back to it.
+func (i *Installer) mark(version int, why string) error {
+	cfg, err := i.helm()
+	if err != nil {
+		return err
+	}
+	r, err := cfg.Releases.Get(releaseName, version)
+	if err != nil {
+		return explain("read the release", err)
+	}
+	failed := r.(*release.Release)
+	failed.SetStatus(common.StatusFailed, why)
+	return cfg.Releases.Update(failed)
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return strings.TrimSuffix(line, ":")
 }
 
 func (i *Installer) say(format string, args ...any) { fmt.Fprintf(i.Out, format+"\n", args...) }
