@@ -72,10 +72,10 @@ func (w waypoint) available(n int) {
 	w.t.Helper()
 	eventually(w.t, fmt.Sprintf("%d pods are available", n), func() error {
 		var d struct {
-			Status struct{ AvailableReplicas, Replicas int }
+			Status struct{ AvailableReplicas, UpdatedReplicas, Replicas int }
 		}
 		err := the.api.get(w.t.Context(), w.path("apis/apps/v1", "deployments"), &d)
-		if err == nil && (d.Status.AvailableReplicas != n || d.Status.Replicas != n) {
+		if err == nil && (d.Status.AvailableReplicas != n || d.Status.UpdatedReplicas != n || d.Status.Replicas != n) {
 			err = fmt.Errorf("%+v", d)
 		}
 		return err
@@ -159,10 +159,14 @@ func (w waypoint) scales() {
 	w.parameters(fields{"horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 3}", "podDisruptionBudget": "spec: {minAvailable: 1}",
 		"deployment": "spec: {template: {metadata: {annotations: {tier: gold}}}}"})
 	w.available(2)
-	out, err := w.kubectl("get", "pods", "-o", "jsonpath={.items[*].metadata.annotations.tier} {.items[*].metadata.labels.team}")
-	if err != nil || out != "gold gold blue blue" {
-		w.t.Errorf("pods have %q: %v", out, err)
-	}
+	eventually(w.t, "two pods are as the parameters and the Gateway want them", func() error {
+		out, err := w.kubectl("get", "pods", "--field-selector", "status.phase=Running",
+			"-o", "jsonpath={.items[*].metadata.annotations.tier} {.items[*].metadata.labels.team}")
+		if err == nil && out != "gold gold blue blue" {
+			err = errors.New(out)
+		}
+		return err
+	})
 	w.parameters(fields{"horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: none}"})
 	w.says("Accepted", "False", "InvalidParameters")
 	w.parameters(fields{"podDisruptionBudget": "spec: {minAvailable: 1}"})
