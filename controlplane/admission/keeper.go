@@ -42,7 +42,7 @@ type KeeperConfig struct {
 	Configurations v1.ValidatingWebhookConfigurationInterface
 	Roots          func() []byte               // certificates by which the API server knows the webhook, PEM
 	Trial          func(context.Context) error // nil when the API server reaches the webhook
-	Policy         registrationv1.FailurePolicyType
+	Policy         string                      // once it is reached: "Fail" ("" too) or "Ignore"
 	Log            *slog.Logger
 }
 
@@ -61,7 +61,7 @@ func NewKeeper(cfg KeeperConfig) *Keeper {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.Policy = cmp.Or(cfg.Policy, registrationv1.Fail)
+	cfg.Policy = cmp.Or(cfg.Policy, string(registrationv1.Fail))
 	return &Keeper{cfg: cfg}
 }
 
@@ -119,7 +119,7 @@ func (k *Keeper) keep(ctx context.Context) (reached bool, err error) {
 		return false, err
 	}
 	trial := k.cfg.Trial(ctx)
-	policy := k.cfg.Policy
+	policy := registrationv1.FailurePolicyType(k.cfg.Policy)
 	if trial != nil {
 		policy = registrationv1.Ignore
 	}

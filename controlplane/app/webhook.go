@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	registrationv1 "k8s.io/api/admissionregistration/v1"
 	registration "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	"k8s.io/client-go/rest"
 
@@ -35,7 +34,7 @@ func (a *App) admit() error {
 	keeper := admission.NewKeeper(admission.KeeperConfig{
 		Configurations: client.ValidatingWebhookConfigurations(), Roots: a.authority.RootsPEM,
 		Trial:  trial,
-		Policy: registrationv1.FailurePolicyType(a.cfg.WebhookFailurePolicy), Log: log,
+		Policy: a.cfg.WebhookFailurePolicy, Log: log,
 	})
 	a.led = append(a.led, led{"webhook configuration", func(ctx context.Context) error {
 		if _, err := a.webhook.Addr(ctx); err != nil {
