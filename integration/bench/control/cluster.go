@@ -113,7 +113,16 @@ func (c *cluster) fill(ctx context.Context) error {
 	if err := each(c.o.services, func(i int) error { return c.service(ctx, i) }); err != nil {
 		return err
 	}
-	if err := each(c.o.pods, func(i int) error { return c.pod(ctx, i) }); err != nil {
+	exist, err := c.existing(ctx)
+	if err != nil {
+		return err
+	}
+	if err := each(c.o.pods, func(i int) error {
+		if ns, name := c.podName(i); exist[ns+"/"+name] {
+			return nil
+		}
+		return c.pod(ctx, i)
+	}); err != nil {
 		return err
 	}
 	return c.policy(ctx)
@@ -193,21 +202,32 @@ func (c *cluster) pod(ctx context.Context, i int) error {
 			Containers: []corev1.Container{{Name: "app", Image: "bench", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}},
 				Env: []corev1.EnvVar{{Name: "A", Value: "a value as programs have them"}}}}},
 	}, metav1.CreateOptions{})
-	if there(err) != nil {
-		return err
+	if err != nil {
+		return there(err)
 	}
-	return c.setReady(ctx, i, true)
+	return c.run(ctx, i)
 }
 
-// setReady patches a pod's readiness.
-func (c *cluster) setReady(ctx context.Context, i int, ready bool) error {
-	ns, name := c.podName(i)
-	status := corev1.ConditionFalse
-	if ready {
-		status = corev1.ConditionTrue
+// existing returns the pods that a former run has left.
+func (c *cluster) existing(ctx context.Context) (map[string]bool, error) {
+	out := map[string]bool{}
+	for i := range namespaces {
+		list, err := c.kube.CoreV1().Pods(namespaceOf(i)).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range list.Items {
+			out[p.Namespace+"/"+p.Name] = true
+		}
 	}
-	patch := fmt.Appendf(nil, `{"status": {"phase": "Running", "podIP": "10.%d.%d.%d", "podIPs": [{"ip": "10.%[1]d.%[2]d.%[3]d"}], "conditions": [{"type": "Ready", "status": %q}]}}`,
-		100+i/62_500, i/250%250, i%250+1, status)
+	return out, nil
+}
+
+// run says what a kubelet would say once the pod runs.
+func (c *cluster) run(ctx context.Context, i int) error {
+	ns, name := c.podName(i)
+	patch := fmt.Appendf(nil, `{"status": {"phase": "Running", "podIP": "10.%d.%d.%d", "podIPs": [{"ip": "10.%[1]d.%[2]d.%[3]d"}], "conditions": [{"type": "Ready", "status": "True"}]}}`,
+		100+i/62_500, i/250%250, i%250+1)
 	_, err := c.kube.CoreV1().Pods(ns).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }
@@ -236,6 +256,14 @@ func (c *cluster) changePolicy(ctx context.Context) error {
 	return err
 }
 
+// revise gives a pod a revision that it has not had.
+func (c *cluster) revise(ctx context.Context, i int) error {
+	ns, name := c.podName(i)
+	patch := fmt.Appendf(nil, `{"metadata": {"labels": {"service.istio.io/canonical-revision": "r%d"}}}`, c.turn.Add(1))
+	_, err := c.kube.CoreV1().Pods(ns).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
 // churn changes pods at the rate asked for, until ctx ends. The first pods are left
 // alone: they are measured.
 func (c *cluster) churn(ctx context.Context) {
@@ -252,7 +280,7 @@ func (c *cluster) churn(ctx context.Context) {
 		go func() {
 			defer func() { <-slots }()
 			i := c.o.pods/2 + rand.IntN(c.o.pods/2)
-			_ = c.setReady(ctx, i, c.turn.Add(1)%2 == 0)
+			_ = c.revise(ctx, i)
 		}()
 	}
 }

@@ -7,7 +7,7 @@
 //	      └──────────── 1 and 50 clients that subscribe as ztunnels do ◀── xDS ┘
 //
 // Pods are bound to nodes that nobody is; their status is patched here. Every
-// change is of one pod's readiness or of one policy's rule, and its time begins when
+// change is of one pod's revision or of one policy's rule, and its time begins when
 // the API server has answered the patch. All of it shares this machine's cores: the
 // API server and etcd included.
 //
@@ -96,12 +96,12 @@ func run(ctx context.Context, args []string) error {
 	if !o.keep {
 		defer c.remove()
 	}
+	go c.heartbeat(ctx)
 	began := time.Now()
 	if err := c.fill(ctx); err != nil {
 		return fmt.Errorf("make the cluster: %w", err)
 	}
 	fmt.Printf("%d pods, %d services on %d nodes made in %.0f s\n", o.pods, o.services, o.nodes, time.Since(began).Seconds())
-	go c.heartbeat(ctx)
 	dir, err := os.MkdirTemp("", "bench-control-")
 	if err != nil {
 		return err

@@ -54,14 +54,11 @@ func scenario(ctx context.Context, o options, c *cluster, p *plane, f *fleet, bu
 	var pods, policies []time.Duration
 	for i := range o.samples {
 		ns, name := c.podName(i)
-		took, err := one(ctx, f, "Kubernetes//Pod/"+ns+"/"+name, func() error { return c.setReady(ctx, i, false) })
+		took, err := one(ctx, f, "Kubernetes//Pod/"+ns+"/"+name, func() error { return c.revise(ctx, i) })
 		if err != nil {
 			return err
 		}
 		pods = append(pods, took...)
-		if err := c.setReady(ctx, i, true); err != nil {
-			return err
-		}
 		if took, err = one(ctx, f, namespaceOf(0)+"/"+policyName, func() error { return c.changePolicy(ctx) }); err != nil {
 			return err
 		}
