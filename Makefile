@@ -56,7 +56,7 @@ lint: have-go $(STATICCHECK) ## gofmt, vet, staticcheck, house rules, generated 
 	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags spire ./integration
-	$(GO) vet -tags kube ./integration/kube
+	$(GO) vet -tags kube ./integration/kube ./integration/installed
 	$(STATICCHECK) ./...
 	$(GO) test -count=1 .
 	@$(MAKE) --no-print-directory generate
@@ -89,8 +89,10 @@ cluster: have-root have-go ## a real Kubernetes cluster on this machine (built o
 cluster-down: have-root have-go ## end that cluster
 	$(GO) run ./integration/kube down
 
-test-kube: have-root have-go build ## the mesh on that cluster, with real pods; brings the cluster up if it is not
+test-kube: have-root have-go build ## the mesh on that cluster, with real pods: its programs, then installed from images; brings the cluster up if it is not
 	CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags kube -timeout 20m ./integration/kube
+	$(MAKE) --no-print-directory images ARCHES=host
+	CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 15m ./integration/installed
 
 IMAGES := $(BIN)/images
 HUB    ?= culvert.local
@@ -102,6 +104,19 @@ images: have-go ## container images and their SPDX documents into bin/images, as
 
 push: have-go ## push them to HUB, as TAG
 	$(GO) run ./integration/images push -layout $(IMAGES)/layout -hub $(HUB) -tag $(TAG)
+
+SUITE = $$($(GO) list -C integration/conformance -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)
+.PHONY: conformance
+conformance: have-root have-go build ## Gateway API's conformance suite on the cluster, with the mesh installed; the report goes to docs/conformance
+	$(MAKE) --no-print-directory images ARCHES=host
+	$(GO) run ./integration/kube up
+	$(GO) run ./integration/kube load $(IMAGES)/*.tar
+	CGO_ENABLED=0 $(GO) build -C integration/conformance -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/echo ./echo
+	set -e; for i in $$(sed -n 's/.*image: *\(.*echo-advanced.*\)/\1/p' $(SUITE)/mesh/manifests.yaml | sort -u); do \
+	  $(GO) run ./integration/kube pack $$i $(BIN)/echo client; done
+	$(GO) run ./integration/kube run $(BIN)/culvert install
+	cd integration/conformance && $(GO) test ./echo
+	VERSION=$(TAG) $(GO) run ./integration/kube run $(GO) test -C integration/conformance -count=1 -tags kube -timeout 20m -run '^TestConformance$$' . -reports $(CURDIR)/docs/conformance
 
 .PHONY: bench
 bench: have-root build ## the tunnel's L4 path beside a plain two-hop relay, and the packages' benchmarks
