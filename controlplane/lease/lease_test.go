@@ -2,6 +2,7 @@ package lease
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -25,14 +26,22 @@ const handover = RetryPeriod * 23 / 10
 // api is an API server that may be away.
 type api struct {
 	*fake.Clientset
-	err atomic.Pointer[error]
+	err   atomic.Pointer[error]
+	other atomic.Pointer[coordinationv1.Lease] // what somebody else writes just before the next update
 }
 
 func newAPI() *api {
 	a := &api{Clientset: fake.NewSimpleClientset()}
-	a.PrependReactor("*", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+	a.PrependReactor("*", "leases", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		if err := a.err.Load(); err != nil {
 			return true, nil, *err
+		}
+		if action.GetVerb() != "update" {
+			return false, nil, nil
+		}
+		if l := a.other.Swap(nil); l != nil {
+			err := a.Tracker().Update(coordinationv1.SchemeGroupVersion.WithResource("leases"), l, "mesh")
+			return true, nil, apierrors.NewConflict(coordinationv1.Resource("leases"), "plane", cmp.Or(err, errors.New("changed")))
 		}
 		return false, nil, nil
 	})
@@ -181,18 +190,7 @@ func TestTaken(t *testing.T) {
 		}
 		l = l.DeepCopy()
 		l.Spec = coordinationv1.LeaseSpec{HolderIdentity: new("b"), LeaseDurationSeconds: new(int32(3600)), AcquireTime: &metav1.MicroTime{Time: time.Now()}, RenewTime: &metav1.MicroTime{Time: time.Now()}}
-		conflict := apierrors.NewConflict(coordinationv1.Resource("leases"), "plane", errors.New("changed"))
-		first := true
-		api.PrependReactor("update", "leases", func(action clienttesting.Action) (bool, runtime.Object, error) {
-			if !first {
-				return false, nil, nil
-			}
-			first = false
-			if err := api.Tracker().Update(coordinationv1.SchemeGroupVersion.WithResource("leases"), l, "mesh"); err != nil {
-				t.Error(err)
-			}
-			return true, nil, conflict
-		})
+		api.other.Store(l)
 		after(RenewDeadline + RetryPeriod)
 		if a.Leading() || api.holder(t) != "b" {
 			t.Errorf("leads: %v, the Lease is %q's", a.Leading(), api.holder(t))

@@ -183,7 +183,7 @@ func TestBundles(t *testing.T) {
 func TestManyNamespaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var names []string
-		for i := range 300 {
+		for i := range 100 {
 			names = append(names, fmt.Sprintf("ns-%d", i))
 		}
 		c := newCluster(t, names...)
