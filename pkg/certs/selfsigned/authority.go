@@ -84,14 +84,14 @@ func newAuthority(dir string, opts []Option) *Authority {
 // New returns an authority that signs with what Use gives it, and fails before.
 func New(opts ...Option) *Authority { return newAuthority("", opts) }
 
-// errNothing is why an authority cannot sign.
-var errNothing = errors.New("the certificate authority has no key yet")
+// ErrNoKey is in the chain of errors of an authority that Use has given nothing yet.
+var ErrNoKey = errors.New("the certificate authority has no key yet")
 
 func (a *Authority) loaded() (*Material, error) {
 	if m := a.material.Load(); m != nil {
 		return m, nil
 	}
-	return nil, errNothing
+	return nil, ErrNoKey
 }
 
 // Use makes the authority sign with m from now on.
