@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -27,6 +29,7 @@ import (
 
 var (
 	class   = flag.String("waypoint-class", "culvert-waypoint", `GatewayClass of the waypoints; "" to test without any`)
+	idle    = flag.String("idle-image", "culvert.test/pause:v1", "image of a pod that does nothing")
 	reports = flag.String("reports", "", "folder to write the report into")
 )
 
@@ -49,9 +52,19 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	}
+	for _, namespace := range []string{suite.AppBackendNamespace, suite.WebBackendNamespace} {
+		if err := fill(t.Context(), options.Client, namespace); err != nil {
+			t.Fatalf("namespace %s: %v", namespace, err)
+		}
+		t.Cleanup(func() {
+			if err := options.Client.Delete(context.Background(), namespaceOf(namespace)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	options.GatewayClassName = "" // no gateway is tested
 	options.SupportedFeatures = claimed().UnsortedList()
-	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName}
+	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName}
 	options.Implementation = confv1.Implementation{
 		Organization: "culvert-mesh", Project: "culvert", URL: "https://github.com/culvert-mesh/culvert",
 		Version: os.Getenv("VERSION"), Contact: []string{"https://github.com/culvert-mesh/culvert/issues"},
@@ -65,6 +78,7 @@ func TestConformance(t *testing.T) {
 // unclaimed are features of the suite's mesh tests that a mesh may have and ours
 // has not, and why.
 var unclaimed = map[features.FeatureName]string{
+	features.SupportGRPCRoute: "weights of GRPCRoutes are not followed; HTTPRoutes route gRPC too",
 }
 
 // claimed are all features that any test of a mesh asks for, but the unclaimed.
@@ -81,6 +95,38 @@ func claimed() sets.Set[features.FeatureName] {
 	return found
 }
 
+// fill makes a namespace with a pod that does nothing, outside of the mesh. The suite
+// waits for pods in those of its tests of gateways even when only a mesh is tested.
+func fill(ctx context.Context, c client.Client, namespace string) error {
+	return apply(ctx, c,
+		namespaceOf(namespace),
+		&corev1.ServiceAccount{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: metav1.ObjectMeta{Name: "idle", Namespace: namespace}},
+		&corev1.Pod{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Name: "idle", Namespace: namespace},
+			Spec: corev1.PodSpec{ServiceAccountName: "idle", Containers: []corev1.Container{{Name: "idle", Image: *idle, ImagePullPolicy: corev1.PullIfNotPresent}}},
+		})
+}
+
+func namespaceOf(name string) *corev1.Namespace {
+	return &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name}}
+}
+
+// apply makes objects what they are here.
+func apply(ctx context.Context, c client.Client, objects ...client.Object) error {
+	for _, object := range objects {
+		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+		if err != nil {
+			return err
+		}
+		delete(content, "status")
+		configuration := client.ApplyConfigurationFromUnstructured(&unstructured.Unstructured{Object: content})
+		if err := c.Apply(ctx, configuration, client.FieldOwner("conformance"), client.ForceOwnership); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // startWaypoint makes a namespace, which the suite will add to, and a waypoint in
 // it, and waits until that serves.
 func startWaypoint(ctx context.Context, c client.Client, namespace string, labels map[string]string) error {
@@ -94,14 +140,10 @@ func startWaypoint(ctx context.Context, c client.Client, namespace string, label
 			Name: "mesh", Port: 15008, Protocol: "HBONE", AllowedRoutes: &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: &all}},
 		}}},
 	}
-	for _, object := range []client.Object{
-		&corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: labels}},
-		gateway,
-	} {
-
-		if err := c.Patch(ctx, object, client.Apply, client.FieldOwner("conformance"), client.ForceOwnership); err != nil {
-			return err
-		}
+	inMesh := namespaceOf(namespace)
+	inMesh.Labels = labels
+	if err := apply(ctx, c, inMesh, gateway); err != nil {
+		return err
 	}
 	for {
 		if err := c.Get(ctx, client.ObjectKeyFromObject(gateway), gateway); err != nil {
