@@ -150,7 +150,8 @@ AuthorizationPolicy, Gateway and HTTPRoute of the cluster, whoever uses it.`,
 		Args: cobra.NoArgs,
 	}
 	f := installFlagsOf(c)
-	var purge bool
+	var purge, force bool
+	c.Flags().BoolVar(&force, "force", false, "go on when a node cannot be cleaned, such as one that is gone for good")
 	c.Flags().BoolVar(&purge, "purge", false, "also delete the definitions (CRDs) that came with the mesh, and EVERY object of those kinds")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cluster, err := f.connect()
@@ -160,7 +161,9 @@ AuthorizationPolicy, Gateway and HTTPRoute of the cluster, whoever uses it.`,
 		if purge {
 			fmt.Fprintln(e.stderr, "! --purge: every policy, Gateway and route of this cluster is deleted with its definition")
 		}
-		return f.installer(e, cluster).Uninstall(c.Context(), purge)
+		in := f.installer(e, cluster)
+		in.Force = force
+		return in.Uninstall(c.Context(), purge)
 	}
 	return c
 }

@@ -56,12 +56,27 @@ func (i *Installer) makeJobs(ctx context.Context, agent *appsv1.DaemonSet) error
 		if p.Spec.NodeName == "" {
 			continue
 		}
-		_, err := i.Cluster.Client.BatchV1().Jobs(i.Cluster.Namespace).Create(ctx, cleanJob(agent, p.Spec.NodeName), metav1.CreateOptions{})
+		job := cleanJob(agent, p.Spec.NodeName)
+		if image := imageThere(pods.Items, p); image != "" {
+			job.Spec.Template.Spec.Containers[0].Image = image
+		}
+		_, err := i.Cluster.Client.BatchV1().Jobs(i.Cluster.Namespace).Create(ctx, job, metav1.CreateOptions{})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return explain("Job for node "+p.Spec.NodeName, err)
 		}
 	}
 	return nil
+}
+
+// imageThere is an image that is known to start: of the node's agent, or else of any.
+// The DaemonSet's own may be one of an upgrade that has failed.
+func imageThere(agents []corev1.Pod, here corev1.Pod) string {
+	for _, p := range append([]corev1.Pod{here}, agents...) {
+		if podReady(p) && len(p.Spec.Containers) > 0 {
+			return p.Spec.Containers[0].Image
+		}
+	}
+	return ""
 }
 
 // cleanJob is the agent's pod once more, on one node, told to take everything off it.
@@ -102,7 +117,10 @@ func (i *Installer) runJobs(ctx context.Context) error {
 		}
 	}
 	if err := i.jobsDone(ctx, len(jobs.Items)); err != nil {
-		return err
+		if !i.Force {
+			return err
+		}
+		i.say("! %v; going on, because of --force", err)
 	}
 	background := metav1.DeletePropagationBackground
 	for _, j := range jobs.Items {
@@ -115,6 +133,8 @@ func (i *Installer) runJobs(ctx context.Context) error {
 
 // jobsDone waits for n Jobs, and says of each node that it is clean.
 func (i *Installer) jobsDone(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, i.Timeout/2) // the rest needs time as well
+	defer cancel()
 	said, failed := map[string]bool{}, []string{}
 	err := i.until(ctx, func(ctx context.Context) (bool, error) {
 		jobs, err := i.Cluster.Client.BatchV1().Jobs(i.Cluster.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + cleanName})
@@ -136,10 +156,10 @@ func (i *Installer) jobsDone(ctx context.Context, n int) error {
 		return len(said) >= n, nil
 	})
 	if len(failed) > 0 {
-		return laptop.WithHint(fmt.Errorf("nodes are not clean: %s", strings.Join(failed, "; ")), "mend that and run culvert uninstall once more")
+		return laptop.WithHint(fmt.Errorf("nodes are not clean: %s", strings.Join(failed, "; ")), "mend that and run culvert uninstall once more, or with --force to leave them as they are")
 	}
 	if err != nil {
-		return laptop.WithHint(errors.New("not every node has been cleaned"), "kubectl get nodes, kubectl get pods -n %s -l app=%s; then culvert uninstall once more", i.Cluster.Namespace, cleanName)
+		return laptop.WithHint(errors.New("not every node has been cleaned"), "kubectl get nodes, kubectl get pods -n %s -l app=%s; then culvert uninstall once more, or with --force to leave the node as it is", i.Cluster.Namespace, cleanName)
 	}
 	return nil
 }

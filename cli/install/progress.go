@@ -191,11 +191,12 @@ func (c *Cluster) WaitReady(ctx context.Context, all []Workload, timeout time.Du
 				break
 			}
 			p := Judge(o)
-			if line := p.line(); !said[w][line] {
+			line := p.line()
+			if key := line[:min(len(line), 100)]; !said[w][key] { // what follows has port numbers and the like
 				if said[w] == nil || p.Ready {
 					said[w] = map[string]bool{}
 				}
-				said[w][line] = true
+				said[w][key] = true
 				fmt.Fprintf(out, "  %-36s %s\n", w, line)
 			}
 			if !p.Ready {

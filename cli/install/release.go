@@ -32,6 +32,7 @@ type Installer struct {
 	Wait    bool          // until everything that was installed is ready
 	Timeout time.Duration // of that
 	Out     io.Writer     // what happens, in lines
+	Force   bool          // Uninstall: leave a node that cannot be cleaned as it is
 	Unlock  bool          // go on although another operation seems to be at work
 }
 

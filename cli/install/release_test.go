@@ -150,6 +150,26 @@ spec:
 	}
 }
 
+// The Job gets an image that is known to start.
+func TestImageThere(t *testing.T) {
+	t.Parallel()
+	agent := func(image string, ready corev1.ConditionStatus) corev1.Pod {
+		return corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: image}}},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}}}
+	}
+	good, bad := agent("hub/cni:1", corev1.ConditionTrue), agent("hub/cni:missing", corev1.ConditionFalse)
+	other := agent("hub/cni:2", corev1.ConditionTrue)
+	for _, c := range []struct {
+		agents []corev1.Pod
+		here   corev1.Pod
+		want   string
+	}{{[]corev1.Pod{other, good}, good, "hub/cni:1"}, {[]corev1.Pod{bad, other}, bad, "hub/cni:2"}, {[]corev1.Pod{bad}, bad, ""}} {
+		if got := imageThere(c.agents, c.here); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
 // The Job that cleans a node is the agent's pod, told to take everything off.
 func TestCleanJob(t *testing.T) {
 	t.Parallel()
