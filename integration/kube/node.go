@@ -127,11 +127,17 @@ func (s *supervisor) bindFile(path, content string) error {
 // cniFile is the node's network configuration.
 const cniFile = "/etc/cni/net.d/10-bridge.conflist"
 
-// cniConfig is the plainest network there is: a bridge per node.
+// cniConfig is the plainest network there is: a bridge per node, or with CNI=ptp a
+// link per pod.
 func cniConfig(node string) any {
+	kind := cmp.Or(os.Getenv("CNI"), "bridge")
+	network := fields{"type": kind, "ipam": fields{
+		"type": "host-local", "ranges": []any{[]any{fields{"subnet": placeOf(node).pods}}}, "routes": []any{fields{"dst": "0.0.0.0/0"}}}}
+	if kind == "bridge" {
+		network["bridge"], network["isGateway"], network["hairpinMode"] = "cni0", true, true
+	}
 	return fields{"cniVersion": "1.0.0", "name": "kube", "plugins": []any{
-		fields{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": fields{
-			"type": "host-local", "ranges": []any{[]any{fields{"subnet": placeOf(node).pods}}}, "routes": []any{fields{"dst": "0.0.0.0/0"}}}},
+		network,
 		fields{"type": "portmap", "snat": true, "capabilities": fields{"portMappings": true}},
 	}}
 }

@@ -22,6 +22,9 @@ const (
 	downLimit = 20 * time.Second
 )
 
+// settings are variables that shape the cluster, and their values.
+var settings = map[string][]string{"PROXY_MODE": {"nftables", "iptables"}, "CNI": {"bridge", "ptp"}}
+
 //go:embed system.yaml
 var system string
 
@@ -33,6 +36,11 @@ func up(ctx context.Context, l layout) error {
 	}
 	if err := require("ip", "nsenter", "setpriv", "nft", "iptables", "conntrack"); err != nil {
 		return err
+	}
+	for variable, values := range settings {
+		if v := os.Getenv(variable); v != "" && !slices.Contains(values, v) {
+			return fmt.Errorf("%s=%s: want one of %s", variable, v, strings.Join(values, ", "))
+		}
 	}
 	start := time.Now()
 	if err := build(ctx, l); err != nil {
