@@ -37,8 +37,19 @@ var (
 // control is where the control plane runs: a node of the network, not of the cluster.
 const control = "control"
 
-// nodes are the cluster's nodes. Their number is their place, from 1.
-var nodes = []string{"node1", "node2"}
+// nodes are the cluster's nodes. Their number is their place, from 1. CULVERT_KUBE_NODES
+// is how many there are, 2 to 9.
+var nodes = func() (names []string) {
+	count, err := strconv.Atoi(cmp.Or(os.Getenv("CULVERT_KUBE_NODES"), "2"))
+	if err != nil || count < 2 || count > 9 {
+		fmt.Fprintf(os.Stderr, "kube: CULVERT_KUBE_NODES %q: want 2 to 9\n", os.Getenv("CULVERT_KUBE_NODES"))
+		os.Exit(2)
+	}
+	for n := range count {
+		names = append(names, fmt.Sprintf("node%d", n+1))
+	}
+	return names
+}()
 
 // place is an address on the bridge, and the pods behind it.
 type place struct{ name, ip, pods string }
