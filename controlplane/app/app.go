@@ -131,7 +131,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	a.model = model.New(cfg.Mesh)
 	a.cache = xds.NewCache()
 	a.streams = xds.NewServer(xds.Config{
-		Cache: a.cache, Order: pushOrder(), Auth: auth, Kinds: kinds(), Ready: a.first,
+		Cache: a.cache, Order: pushOrder(), Auth: auth, Kinds: kinds(), Account: a.model.GatewayAccount, Ready: a.first,
 		Log: logging.Scope(log, "xds"), Metrics: a.registry,
 	})
 	a.ca = a.newCA(auth)

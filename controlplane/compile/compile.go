@@ -52,6 +52,7 @@ const (
 	AnnotationExportTo        = "networking.istio.io/exportTo"
 	AnnotationDryRun          = "istio.io/dry-run"
 	AnnotationWaypointOnly    = "culvert.dev/waypoint-only"
+	AnnotationServiceAccount  = "gateway.istio.io/service-account" // on a Gateway: what its pods run as
 	LabelTunnelProtocol       = "networking.istio.io/tunnel"
 )
 

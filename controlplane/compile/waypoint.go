@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,9 +21,11 @@ type waypoint struct {
 
 func (w *waypoint) name() Gateway { return Gateway{w.object.Namespace, w.object.Name} }
 
-// identity is the waypoint's identity: its ServiceAccount is named like it.
+// identity is the waypoint's identity: its ServiceAccount is named like it unless
+// it says otherwise.
 func (w *waypoint) identity(m Mesh) mesh.Identity {
-	return mesh.Identity{TrustDomain: m.TrustDomain, Namespace: w.object.Namespace, ServiceAccount: w.object.Name}
+	return mesh.Identity{TrustDomain: m.TrustDomain, Namespace: w.object.Namespace,
+		ServiceAccount: cmp.Or(w.object.Annotations[AnnotationServiceAccount], w.object.Name)}
 }
 
 // trafficType is what a waypoint is for.

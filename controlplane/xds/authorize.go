@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"strings"
 
@@ -27,12 +28,13 @@ const kindWaypoint = "waypoint"
 // authorize says who the bearer of a token is, given the node that it claims to
 // be. A proxy must be of the namespace that its node metadata names, and of the
 // service account, if it names one. A waypoint is the gateway that its service
-// account is named like, and no other. Errors are gRPC status errors.
-func authorize(claims *token.Claims, node *corev3.Node, kinds Kinds) (Client, error) {
+// account is named like, or another one that runs as that account, which account
+// says. Errors are gRPC status errors.
+func authorize(claims *token.Claims, node *corev3.Node, kinds Kinds, account func(namespace, gateway string) string) (Client, error) {
 	refuse := func(format string, args ...any) (Client, error) {
 		return Client{}, status.Errorf(codes.PermissionDenied, format, args...)
 	}
-	account := claims.ServiceAccount.Name
+	own := claims.ServiceAccount.Name
 	kind, _, _ := strings.Cut(node.GetId(), "~")
 	types, ok := kinds[kind]
 	if !ok {
@@ -41,15 +43,16 @@ func authorize(claims *token.Claims, node *corev3.Node, kinds Kinds) (Client, er
 	if ns := field(node, "NAMESPACE"); ns != claims.Namespace {
 		return refuse("node metadata NAMESPACE is %q, the token's is %q", ns, claims.Namespace)
 	}
-	if sa := field(node, "SERVICE_ACCOUNT"); sa != "" && sa != account {
-		return refuse("node metadata SERVICE_ACCOUNT is %q, the token's is %q", sa, account)
+	if sa := field(node, "SERVICE_ACCOUNT"); sa != "" && sa != own {
+		return refuse("node metadata SERVICE_ACCOUNT is %q, the token's is %q", sa, own)
 	}
 	c := Client{Kind: kind, Node: field(node, "NODE_NAME"), types: types}
 	if kind == kindWaypoint {
-		if gw := field(node, "GATEWAY_NAME"); gw != "" && gw != account {
-			return refuse("node metadata GATEWAY_NAME is %q, the token's service account is %q", gw, account)
+		gw := cmp.Or(field(node, "GATEWAY_NAME"), own)
+		if gw != own && (account == nil || account(claims.Namespace, gw) != own) {
+			return refuse("node metadata GATEWAY_NAME is %q, the token's service account is %q", gw, own)
 		}
-		c.Scope = Scope(claims.Namespace, account)
+		c.Scope = Scope(claims.Namespace, gw)
 	}
 	return c, nil
 }

@@ -50,6 +50,9 @@ type Config struct {
 	Order []string
 	Auth  Authenticator
 	Kinds Kinds
+	// Account returns the service account that a gateway runs as when it is not
+	// named like it, else "". nil = all are.
+	Account func(namespace, gateway string) string
 	// Ready is closed when the cache has its first content; nothing is answered
 	// before.
 	Ready   <-chan struct{}
@@ -108,7 +111,7 @@ func (s *Server) identify(ctx context.Context, claims *token.Claims, node *corev
 	if node.GetId() == "" {
 		return Client{}, status.Error(codes.InvalidArgument, "the first request has no node id")
 	}
-	c, err := authorize(claims, node, s.cfg.Kinds)
+	c, err := authorize(claims, node, s.cfg.Kinds, s.cfg.Account)
 	if err != nil {
 		return Client{}, err
 	}
