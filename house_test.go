@@ -138,8 +138,10 @@ func floor(path string) int {
 		return -1
 	case path == "pkg/mesh" || path == "pkg/reason" || strings.HasPrefix(path, "pkg/wire/"):
 		return 0
-	case first == "pkg":
+	case first == "pkg" || path == "charts": // what is installed, as data
 		return 1
+	case first == "charts":
+		return 4
 	case first == "cli" || first == "integration":
 		return 4
 	case rest == "" || strings.HasPrefix(rest, "cmd/"):
