@@ -40,10 +40,11 @@ var images = []image{
 	{"waypoint", "Culvert waypoint, the proxy of requests", []string{"waypoint"}, nobody},
 	{"controlplane", "Culvert control plane", []string{"controlplane"}, nobody},
 	{"cni", "Culvert node agent and CNI plugin", []string{"culvert-agent", "culvert-cni"}, "0"},
+	{"culvert", "Culvert command line, and the server that its examples call", []string{"culvert"}, nobody},
 }
 
 // packages are where programs are that have not their own name's folder.
-var packages = map[string]string{"culvert-agent": "./cni-plugin/cmd/agent", "culvert-cni": "./cni-plugin/cmd/plugin"}
+var packages = map[string]string{"culvert": "./cli", "culvert-agent": "./cni-plugin/cmd/agent", "culvert-cni": "./cni-plugin/cmd/plugin"}
 
 // programs are those of all images, and their packages.
 func programs() map[string]string {

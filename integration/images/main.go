@@ -1,7 +1,7 @@
 // Command images builds the container images of the mesh from its static
 // binaries, without a container engine, and pushes them to a registry.
 //
-//	go build ×5 ×architectures        one image per component
+//	go build ×6 ×architectures        one image per component
 //	   │                                │ etc/passwd, etc/group, tmp     a layer that all share
 //	   │  debug/buildinfo               │ usr/local/bin/PROGRAM          a layer per program
 //	   ▼                                ▼
