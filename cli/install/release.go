@@ -154,7 +154,8 @@ func (i *Installer) change(ctx context.Context, c *chart.Chart, vals map[string]
 	return failed
 }
 
-// Rollback goes back to a revision; 0 is the newest that worked before the current one.
+// Rollback goes back to a revision; 0 is the newest that worked before the current one
+// and was something else: after an upgrade that was taken back that is not the last.
 func (i *Installer) Rollback(ctx context.Context, revision int) error {
 	last, err := i.installed()
 	if err != nil {
@@ -191,6 +192,7 @@ type revision struct {
 	Number  int
 	Status  common.Status
 	Version string
+	Same    bool // brings what the newest one brings
 }
 
 // rollbackTarget chooses the revision to go back to: the wanted one, or the newest
@@ -203,7 +205,7 @@ func rollbackTarget(all []revision, wanted int) (int, error) {
 			continue // the current one
 		}
 		works := r.Status == common.StatusSuperseded || r.Status == common.StatusDeployed
-		if works && (wanted == 0 || wanted == r.Number) {
+		if works && (wanted == 0 && !r.Same || wanted == r.Number) {
 			return r.Number, nil
 		}
 		if works {
@@ -288,9 +290,18 @@ func (i *Installer) revisions() (all []revision) {
 		return nil
 	}
 	list, _ := cfg.Releases.History(releaseName)
+	var newest *release.Release
+	var manifests []string
 	for _, r := range list {
 		r := r.(*release.Release)
-		all = append(all, revision{r.Version, r.Info.Status, r.Chart.Metadata.Version})
+		all = append(all, revision{Number: r.Version, Status: r.Info.Status, Version: r.Chart.Metadata.Version})
+		if newest == nil || newest.Version < r.Version {
+			newest = r
+		}
+		manifests = append(manifests, r.Manifest)
+	}
+	for n := range all {
+		all[n].Same = manifests[n] == newest.Manifest
 	}
 	return all
 }

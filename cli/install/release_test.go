@@ -17,8 +17,8 @@ func TestRollbackTarget(t *testing.T) {
 	t.Parallel()
 	all := func() []revision {
 		return []revision{
-			{1, common.StatusSuperseded, "0.1.0"}, {2, common.StatusFailed, "0.1.1"}, {3, common.StatusSuperseded, "0.1.2"},
-			{4, common.StatusFailed, "0.2.0"}, {5, common.StatusDeployed, "0.2.0"},
+			{1, common.StatusSuperseded, "0.1.0", false}, {2, common.StatusFailed, "0.1.1", false}, {3, common.StatusSuperseded, "0.1.2", false},
+			{4, common.StatusFailed, "0.2.0", false}, {5, common.StatusDeployed, "0.2.0", false},
 		}
 	}
 	for _, c := range []struct {
@@ -29,10 +29,11 @@ func TestRollbackTarget(t *testing.T) {
 		err    string
 	}{
 		{"the newest that worked", all(), 0, 3, ""},
+		{"not the same once more", []revision{{1, common.StatusSuperseded, "0.1.0", false}, {2, common.StatusSuperseded, "0.2.0", true}, {3, common.StatusFailed, "0.3.0", false}, {4, common.StatusDeployed, "0.2.0", true}}, 0, 1, ""},
 		{"a chosen one", all(), 1, 1, ""},
 		{"one that failed", all(), 2, 0, "revision 2"},
 		{"the current one", all(), 5, 0, "revision 5"},
-		{"only one", []revision{{1, common.StatusDeployed, "0.1.0"}}, 0, 0, "no earlier revision"},
+		{"only one", []revision{{1, common.StatusDeployed, "0.1.0", false}}, 0, 0, "no earlier revision"},
 		{"none", nil, 0, 0, "no earlier revision"},
 	} {
 		got, err := rollbackTarget(c.all, c.wanted)
