@@ -276,7 +276,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		fails   bool
 	}{
 		{[]string{"upgrade", "--set", "global.tag=0.1.1", "--timeout", limit.String()}, "0.1.1", false},
-		{[]string{"upgrade", "--set", "global.tag=no-such-tag", "--timeout", "15s"}, "0.1.1", true},
+		{[]string{"upgrade", "--set", "ztunnel.image=culvert.local/ztunnel:no-such-tag", "--timeout", "15s"}, "0.1.1", true},
 		{[]string{"upgrade", "--rollback", "--timeout", limit.String()}, "0.1.0", false},
 	} {
 		start := time.Now()
