@@ -25,6 +25,7 @@ type part struct {
 	tags     string
 	flags    string // more for the linker
 	cgo      bool
+	cni      string // only needed with this CNI, "" = always
 }
 
 var parts = []part{
@@ -44,6 +45,7 @@ var parts = []part{
 	{module: "runc", version: "github.com/opencontainers/runc", cgo: true, tags: "seccomp netgo osusergo",
 		flags: "-linkmode external -extldflags -static", packages: []string{"github.com/opencontainers/runc"}},
 	{module: "dns", out: "coredns", packages: []string{"."}, version: "github.com/coredns/coredns"},
+	{module: "flannel", out: "flanneld", packages: []string{"."}, version: "github.com/flannel-io/flannel", cni: "flannel"},
 }
 
 // links are the names under which the program of module kubernetes is called.
@@ -57,6 +59,9 @@ func build(ctx context.Context, l layout) error {
 		return err
 	}
 	for _, p := range parts {
+		if p.cni != "" && p.cni != cniKind() {
+			continue
+		}
 		version, err := required(filepath.Join(source, p.module, "go.mod"), p.version)
 		if err != nil {
 			return err

@@ -58,6 +58,11 @@ func (s *supervisor) node() error {
 	if err := s.start("kube-proxy", "--config=/etc/containerd/kube-proxy.json"); err != nil {
 		return err
 	}
+	if cniKind() == "flannel" {
+		if err := s.startFlannel(); err != nil {
+			return err
+		}
+	}
 	return s.serve()
 }
 
@@ -124,13 +129,17 @@ func (s *supervisor) bindFile(path, content string) error {
 	)
 }
 
+// proxyMode is how kube-proxy works, cniKind what makes the pods' network.
+func proxyMode() string { return cmp.Or(os.Getenv("PROXY_MODE"), "nftables") }
+func cniKind() string   { return cmp.Or(os.Getenv("CNI"), "bridge") }
+
 // cniFile is the node's network configuration.
 const cniFile = "/etc/cni/net.d/10-bridge.conflist"
 
 // cniConfig is the plainest network there is: a bridge per node, or with CNI=ptp a
 // link per pod.
 func cniConfig(node string) any {
-	kind := cmp.Or(os.Getenv("CNI"), "bridge")
+	kind := cniKind()
 	network := fields{"type": kind, "ipam": fields{
 		"type": "host-local", "ranges": []any{[]any{fields{"subnet": placeOf(node).pods}}}, "routes": []any{fields{"dst": "0.0.0.0/0"}}}}
 	if kind == "bridge" {
@@ -151,20 +160,24 @@ func (s *supervisor) configure() error {
 	if err := copyFiles(s.layout.path("bin", "cni"), "/opt/cni/bin"); err != nil {
 		return err
 	}
-	for file, content := range map[string]any{
-		cniFile:                           cniConfig(s.place),
-		"/etc/containerd/kubelet.json":    s.kubelet(),
-		"/etc/containerd/kube-proxy.json": s.kubeProxy(),
-	} {
-		raw, err := json.MarshalIndent(content, "", "  ")
-		if err == nil {
-			err = os.WriteFile(file, append(raw, '\n'), 0o644)
-		}
-		if err != nil {
+	files := map[string]any{"/etc/containerd/kubelet.json": s.kubelet(), "/etc/containerd/kube-proxy.json": s.kubeProxy()}
+	if cniKind() != "flannel" { // which makes it later
+		files[cniFile] = cniConfig(s.place)
+	}
+	for file, content := range files {
+		if err := writeJSON(file, content); err != nil {
 			return err
 		}
 	}
 	return os.WriteFile("/etc/containerd/config.toml", []byte(s.containerd()), 0o644)
+}
+
+func writeJSON(file string, content any) error {
+	raw, err := json.MarshalIndent(content, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(raw, '\n'), 0o644)
 }
 
 // containerd is containerd's configuration. A machine that is a container itself
@@ -208,7 +221,7 @@ func (s *supervisor) kubeProxy() any {
 	fast := fields{"minSyncPeriod": "100ms"}
 	return fields{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-		"mode": cmp.Or(os.Getenv("PROXY_MODE"), "nftables"), "hostnameOverride": s.place, "clusterCIDR": podRange, "oomScoreAdj": 0,
+		"mode": proxyMode(), "hostnameOverride": s.place, "clusterCIDR": podRange, "oomScoreAdj": 0,
 		"clientConnection": fields{"kubeconfig": s.layout.kubeconfig("kube-proxy")},
 		"iptables":         fast, "nftables": fast,
 		// The kernel's limits of connection tracking are the machine's.

@@ -60,6 +60,7 @@ func writePKI(l layout) error {
 		"controller-manager": {user: "system:kube-controller-manager"},
 		"scheduler":          {user: "system:kube-scheduler"},
 		"kube-proxy":         {user: "system:kube-proxy"},
+		"flannel":            {user: "flannel"},
 	}
 	for _, n := range nodes {
 		who := subject{user: "system:node:" + n, group: "system:nodes", names: []string{n, placeOf(n).ip}}

@@ -23,7 +23,7 @@ const (
 )
 
 // settings are variables that shape the cluster, and their values.
-var settings = map[string][]string{"PROXY_MODE": {"nftables", "iptables"}, "CNI": {"bridge", "ptp"}}
+var settings = map[string][]string{"PROXY_MODE": {"nftables", "iptables"}, "CNI": {"bridge", "ptp", "flannel"}}
 
 //go:embed system.yaml
 var system string
@@ -90,6 +90,11 @@ func boot(ctx context.Context, l layout, start time.Time) error {
 	stage(start, "API server ready")
 	if err := until(ctx, "the cluster's own objects are made", func() error { return api.apply(ctx, strings.ReplaceAll(system, "DNS_IP", dnsIP)) }); err != nil {
 		return err
+	}
+	if cniKind() == "flannel" {
+		if err := bootFlannel(ctx, api); err != nil {
+			return err
+		}
 	}
 	for _, n := range nodes {
 		if err := until(ctx, n+" is ready", func() error { return api.nodeReady(ctx, n) }); err != nil {
@@ -181,11 +186,12 @@ func layNetwork(ctx context.Context) error {
 }
 
 // routes of the machine ("") or of a place to everybody else's pods, and, where no
-// kube-proxy is, to services.
+// kube-proxy is, to services. From node to node flannel has its own.
 func routes(of string) []string {
+	overlay := cniKind() == "flannel" && slices.Contains(nodes, of)
 	var lines []string
 	for _, p := range places() {
-		if p.pods != "" && p.name != of {
+		if p.pods != "" && p.name != of && !overlay {
 			lines = append(lines, "route replace "+p.pods+" via "+p.ip)
 		}
 	}
