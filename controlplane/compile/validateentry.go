@@ -43,11 +43,30 @@ func (v *validation) serviceEntry(e *source.ServiceEntry) {
 	if spec.GetResolution() == networking.ServiceEntry_NONE && len(spec.GetEndpoints()) > 0 {
 		v.invalid("spec.endpoints", "with resolution NONE clients go to the address that they dial: there are no endpoints")
 	}
+	v.enlarged(spec)
 	for i, ep := range spec.GetEndpoints() {
 		v.endpoint(fmt.Sprintf("spec.endpoints[%d]", i), ep)
 		if _, ok := source.ParseAddr(ep.GetAddress()); !ok && spec.GetResolution() == networking.ServiceEntry_STATIC {
 			v.invalid(fmt.Sprintf("spec.endpoints[%d].address", i), "%q must be an IP address with resolution STATIC", ep.GetAddress())
 		}
+	}
+}
+
+// What an entry may become: each endpoint, or pod that it selects, has every port of
+// every host. The definition's own limits would let a small object be gigabytes in
+// every replica and node proxy.
+const (
+	maxHostPorts     = 1 << 12 // hosts times ports
+	maxEndpointPorts = 1 << 18 // that times endpoints
+)
+
+func (v *validation) enlarged(spec *networking.ServiceEntry) {
+	hosts, ports, endpoints := len(spec.GetHosts()), len(spec.GetPorts()), len(spec.GetEndpoints())
+	switch {
+	case hosts*ports > maxHostPorts:
+		v.invalid("spec.hosts", "%d hosts with %d ports each are more than %d: make several entries of it", hosts, ports, maxHostPorts)
+	case hosts*ports*endpoints > maxEndpointPorts:
+		v.invalid("spec.endpoints", "%d endpoints with %d ports of %d hosts each are more than %d: make several entries of it", endpoints, ports, hosts, maxEndpointPorts)
 	}
 }
 
