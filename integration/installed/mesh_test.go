@@ -38,6 +38,11 @@ spec: {selector: {app: web}, ports: [{name: http, port: 8080}, {name: tcp, port:
 ---
 apiVersion: v1
 kind: Service
+metadata: {name: direct, namespace: ` + namespace + `, labels: {istio.io/use-waypoint: none}}
+spec: {selector: {app: web}, ports: [{name: tcp, port: 9090}]}
+---
+apiVersion: v1
+kind: Service
 metadata: {name: web-v2, namespace: ` + namespace + `}
 spec: {selector: {app: web-v2}, ports: [{name: http, port: 8080}]}
 `
@@ -74,7 +79,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("check before the install:\n%s", out)
 	}
 	start := time.Now()
-	out := culvert(t, "install", "--timeout", limit.String())
+	out := culvert(t, "install", "--set", "global.logFormat=json", "--timeout", limit.String())
 	t.Logf("%.1f s\n%s", time.Since(start).Seconds(), out)
 	for _, want := range []string{"daemonset ztunnel", "daemonset culvert-cni", "deployment culvert-controlplane", "ready after"} {
 		if !strings.Contains(out, want) {
@@ -82,7 +87,7 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	before := must(t, "get", "pods", "-n", "culvert-system", "-o", "name")
-	culvert(t, "install", "--timeout", limit.String())
+	culvert(t, "install", "--set", "global.logFormat=json", "--timeout", limit.String())
 	if after := must(t, "get", "pods", "-n", "culvert-system", "-o", "name"); after != before {
 		t.Errorf("a second install replaced pods:\n%s\n%s", before, after)
 	}
@@ -258,6 +263,9 @@ spec:
 	must(t, "delete", "httproute/split", "authorizationpolicy/no-admin", "-n", namespace)
 }
 
+// TestScripts: what scripts show on a laptop is to be seen here.
+func TestScripts(t *testing.T) { runScripts(t) }
+
 // TestUpgradeUnderLoad: to a next version and back, while requests and long streams go
 // on; a version that never becomes ready is taken back by itself.
 func TestUpgradeUnderLoad(t *testing.T) {
@@ -306,13 +314,14 @@ type load struct {
 	failed   []string
 }
 
-// streams are pods that each hold one connection.
+// streams are pods that each hold one connection, past the waypoint: a waypoint that
+// is replaced ends what it carries when its time is up, ztunnels do not.
 var streams = []string{"stream-a", "stream-b", "stream-c"}
 
 func startLoad(t *testing.T) *load {
 	t.Helper()
 	for i, name := range streams {
-		apply(t, pod(name, fmt.Sprintf("node%d", 1+i%2), "hold", "web."+namespace+":9090"))
+		apply(t, pod(name, fmt.Sprintf("node%d", 1+i%2), "hold", "direct."+namespace+":9090"))
 	}
 	must(t, "wait", "-n", namespace, "--for=condition=Ready", "pods", "--all", "--timeout=60s")
 	for _, name := range streams {
