@@ -94,6 +94,13 @@ test-kube: have-root have-go build ## the mesh on that cluster, with real pods: 
 	$(MAKE) --no-print-directory images ARCHES=host
 	CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 15m ./integration/installed
 
+AWAY ?= 10s
+.PHONY: faults
+faults: have-root have-go build ## everything that breaks, broken under load on that cluster with the mesh installed; the table goes to docs (AWAY=60s: the long form)
+	$(MAKE) --no-print-directory images ARCHES=host
+	CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -v -tags kube -timeout 30m -run '^TestFaults$$' \
+	  ./integration/installed -faults-away $(AWAY) -faults-table $(CURDIR)/docs/faults-kubernetes.md
+
 IMAGES := $(BIN)/images
 HUB    ?= culvert.local
 TAG    ?= 0.1.0
