@@ -20,8 +20,12 @@ import (
 // it would come to among the objects that there are.
 type Judge func(source.Object) (problems, conditions []compile.Condition)
 
-// maxTexts bounds what is said about one object.
-const maxTexts = 10
+// What is said about one object: how many texts, and how long one is, in bytes. They
+// quote what people wrote.
+const (
+	maxTexts = 10
+	maxText  = 1000
+)
 
 // Review answers one request: an object in which something is wrong is refused,
 // unless all of that was wrong with it before, or it is on its way out. What cannot
@@ -125,10 +129,18 @@ func worthWarning(c compile.Condition) bool {
 func limited(conditions []compile.Condition) []string {
 	var out []string
 	for _, c := range conditions[:min(len(conditions), maxTexts)] {
-		out = append(out, c.Text())
+		out = append(out, clip(c.Text(), maxText))
 	}
 	if rest := len(conditions) - maxTexts; rest > 0 {
 		out = append(out, fmt.Sprintf("and %d more", rest))
 	}
 	return out
+}
+
+// clip shortens a text.
+func clip(text string, to int) string {
+	if len(text) > to {
+		text = strings.ToValidUTF8(text[:to], "") + "…"
+	}
+	return text
 }

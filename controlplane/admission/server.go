@@ -27,11 +27,13 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Path is where reviews are asked for.
@@ -41,8 +43,10 @@ const Path = "/validate"
 // object, of which an update has two.
 const (
 	maxBody    = 7 << 20
+	maxReading = 8  // of one address at a time; others wait
 	maxReviews = 16 // at a time; others wait
 	maxHeader  = 64 << 10
+	maxName    = 253 // of what is logged
 
 	headerTime = 5 * time.Second
 	bodyTime   = 10 * time.Second
@@ -62,9 +66,10 @@ type Config struct {
 
 // Server answers the API server's reviews.
 type Server struct {
-	cfg   Config
-	slots chan struct{}
-	bound chan net.Addr
+	cfg     Config
+	readers readers
+	slots   chan struct{}
+	bound   chan net.Addr
 
 	passed, failed, broken *prometheus.CounterVec
 }
@@ -74,7 +79,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, slots: make(chan struct{}, maxReviews), bound: make(chan net.Addr, 1)}
+	s := &Server{cfg: cfg, readers: readers{by: map[string]*reader{}}, slots: make(chan struct{}, maxReviews), bound: make(chan net.Addr, 1)}
 	resource := []string{"group", "version", "resource"}
 	s.passed = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "galley_validation_passed", Help: "Objects that the webhook admitted."}, resource)
 	s.failed = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "galley_validation_failed", Help: "Objects that the webhook refused, by reason."}, append(resource, "reason"))
@@ -127,18 +132,22 @@ func (s *Server) Addr(ctx context.Context) (net.Addr, error) {
 	}
 }
 
-// ServeHTTP answers one review.
+// ServeHTTP answers one review. It is read before it takes a place among those that
+// are judged: who sends slowly holds up itself.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !s.readers.enter(r) {
+		return
+	}
+	req, version, code, err := s.read(w, r)
+	if err != nil {
+		s.broken.WithLabelValues(strconv.Itoa(code)).Inc()
+		http.Error(w, err.Error(), code)
+		return
+	}
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-r.Context().Done():
-		return
-	}
-	req, version, code, err := decode(w, r)
-	if err != nil {
-		s.broken.WithLabelValues(strconv.Itoa(code)).Inc()
-		http.Error(w, err.Error(), code)
 		return
 	}
 	answer := Review(s.cfg.Judge, req)
@@ -147,6 +156,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	review.APIVersion, review.Kind = version, "AdmissionReview"
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(review) // the API server is gone; there is nobody to tell
+}
+
+// read decodes in a place among the readers, and gives it back.
+func (s *Server) read(w http.ResponseWriter, r *http.Request) (req *admissionv1.AdmissionRequest, version string, code int, err error) {
+	defer s.readers.leave(r)
+	return decode(w, r)
 }
 
 // decode reads a review, or says with which status it is refused.
@@ -178,11 +193,31 @@ func (s *Server) count(req *admissionv1.AdmissionRequest, answer *admissionv1.Ad
 	if req.Name == trialName {
 		return
 	}
-	r := req.Resource
+	group, version, resource := labels(req.Resource)
 	if answer.Allowed {
-		s.passed.WithLabelValues(r.Group, r.Version, r.Resource).Inc()
+		s.passed.WithLabelValues(group, version, resource).Inc()
 		return
 	}
-	s.failed.WithLabelValues(r.Group, r.Version, r.Resource, "invalid_resource").Inc()
-	s.cfg.Log.Info("object refused", "kind", req.Kind.Kind, "namespace", req.Namespace, "name", req.Name, "why", answer.Result.Message)
+	s.failed.WithLabelValues(group, version, resource, "invalid_resource").Inc()
+	s.cfg.Log.Info("object refused", "kind", clip(req.Kind.Kind, maxName), "namespace", clip(req.Namespace, maxName), "name", clip(req.Name, maxName), "why", answer.Result.Message)
+}
+
+// other stands for what is no resource that the API server asks about.
+const other = "other"
+
+// labels are a resource's labels in metrics. There are a few: anybody may ask, and
+// about anything.
+func labels(r metav1.GroupVersionResource) (group, version, resource string) {
+	reviewed := map[string][]string{
+		"security.istio.io":         {"authorizationpolicies", "peerauthentications"},
+		"networking.istio.io":       {"serviceentries", "workloadentries"},
+		"gateway.networking.k8s.io": {"gateways", "httproutes"},
+	}
+	if !slices.Contains(reviewed[r.Group], r.Resource) {
+		return other, other, other
+	}
+	if !slices.Contains([]string{"v1", "v1beta1", "v1alpha3"}, r.Version) {
+		return r.Group, other, r.Resource
+	}
+	return r.Group, r.Version, r.Resource
 }
