@@ -181,14 +181,14 @@ func (a *Agent) forget(p *pod) {
 	delete(a.pods, p.uid)
 }
 
-// find waits until the source shows a pod of that name, which may take longer
-// than the runtime's announcement of it.
-func (a *Agent) find(ctx context.Context, namespace, name string) (*pod, error) {
+// find waits until the source shows that pod, which may take longer than the
+// runtime's announcement of it.
+func (a *Agent) find(ctx context.Context, namespace, name, uid string) (*pod, error) {
 	for {
 		a.mu.Lock()
 		changed := a.changed
 		for _, p := range a.pods {
-			if p.spec.Namespace == namespace && p.spec.Name == name && !p.removed {
+			if p.called(namespace, name, uid) && !p.removed {
 				a.mu.Unlock()
 				return p, nil
 			}

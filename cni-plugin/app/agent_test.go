@@ -572,6 +572,40 @@ func TestSandboxMadeAnew(t *testing.T) {
 	}
 }
 
+// TestLateGoodbye: a runtime that cleans up speaks of a sandbox that is long gone, and
+// means neither the pod that has its name now nor the pod's new sandbox.
+func TestLateGoodbye(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.namespace("ambient")
+	w.pod("u1", "")
+	ns, path := w.sandbox("u1")
+	w.start()
+	z := w.ztunnel()
+	w.await("ztunnel is connected", func() bool { return z.snapshots() > 0 })
+	add := addRequest{Netns: path, PodName: "cart-u1", PodNamespace: "shop", PodUID: "u1", ContainerID: "new"}
+	if code, text := w.post("/cmdadd", add); code != http.StatusOK {
+		t.Fatalf("cmdadd: %d %s", code, text)
+	}
+	for _, late := range []delRequest{
+		{PodName: "cart-u1", PodNamespace: "shop", PodUID: "u0", ContainerID: "old"},
+		{PodName: "cart-u1", PodNamespace: "shop", PodUID: "u1", ContainerID: "old"},
+	} {
+		if code, text := w.post("/cmddel", late); code != http.StatusOK {
+			t.Fatalf("cmddel: %d %s", code, text)
+		}
+		if z.has()["u1"] != ns.ID() || w.state("u1") != "enrolled" {
+			t.Errorf("after %v: ztunnel has %v, the pod is %s", late, z.has(), w.state("u1"))
+		}
+	}
+	if code, text := w.post("/cmddel", delRequest{PodName: "cart-u1", PodNamespace: "shop", PodUID: "u1", ContainerID: "new"}); code != http.StatusOK {
+		t.Fatalf("cmddel: %d %s", code, text)
+	}
+	if len(z.has()) != 0 {
+		t.Errorf("after its own: ztunnel has %v", z.has())
+	}
+}
+
 func TestCmdAddRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

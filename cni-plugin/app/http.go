@@ -37,6 +37,8 @@ type addRequest struct {
 	Netns        string
 	PodName      string
 	PodNamespace string
+	PodUID       string // "" when the runtime does not say
+	ContainerID  string // of the sandbox
 	IPs          []addrConfig
 }
 
@@ -49,10 +51,14 @@ type addrConfig struct {
 	Gateway string
 }
 
-// delRequest says that a pod's namespace goes away.
+// delRequest says that a pod's namespace goes away. Runtimes say it again when they
+// clean up, up to minutes later: then a pod may run that has the same name, or the
+// same pod in another sandbox.
 type delRequest struct {
 	PodName      string
 	PodNamespace string
+	PodUID       string
+	ContainerID  string
 }
 
 // answerTimeout is what a CNI plugin waits; the answer has to be there before.
@@ -193,7 +199,7 @@ func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, 
 		a.provenPod.Store(true)
 		return enroll.Decision{Reason: provesNode}, nil
 	}
-	p, err := a.find(ctx, req.PodNamespace, req.PodName)
+	p, err := a.find(ctx, req.PodNamespace, req.PodName, req.PodUID)
 	if err != nil {
 		return enroll.Decision{}, err
 	}
@@ -203,7 +209,7 @@ func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, 
 	defer p.unlock()
 	w := a.wanted(p)
 	d := w.decision
-	p.torn = false
+	p.torn, p.sandbox = false, req.ContainerID
 	if !d.InMesh {
 		return d, nil
 	}
@@ -232,7 +238,7 @@ func (a *Agent) renounce(ctx context.Context, req delRequest) error {
 	a.mu.Lock()
 	var p *pod
 	for _, q := range a.pods {
-		if q.spec.Namespace == req.PodNamespace && q.spec.Name == req.PodName {
+		if q.called(req.PodNamespace, req.PodName, req.PodUID) {
 			p = q
 		}
 	}
@@ -244,6 +250,9 @@ func (a *Agent) renounce(ctx context.Context, req delRequest) error {
 		return err
 	}
 	defer p.unlock()
+	if p.sandbox != "" && req.ContainerID != "" && p.sandbox != req.ContainerID {
+		return nil
+	}
 	p.torn = true
 	err := p.drop(ctx)
 	p.show(err)

@@ -61,13 +61,24 @@ type pod struct {
 	rules   string // what was applied last
 	state   state
 	leftAt  time.Time
-	torn    bool // the runtime has taken the pod's namespace down
-	taken   bool // a ztunnel took it from an earlier agent
+	torn    bool   // the runtime has taken the pod's namespace down
+	sandbox string // the container ID that the pod was announced with last; "" = by another agent
+	taken   bool   // a ztunnel took it from an earlier agent
 	noted   string
 	noteSet bool // noted is what the patches folder says
 	missed  bool // its runtime may have asked while no agent answered
 	skipped bool // it was told why the pod cannot join
 	upkeep  upkeep
+}
+
+// staticPod is the annotation of a pod that a kubelet read from a file; its value is
+// how the kubelet and the runtime know the pod.
+const staticPod = "kubernetes.io/config.mirror"
+
+// called reports whether a runtime means this pod; uid is "" when it does not say.
+func (p *pod) called(namespace, name, uid string) bool {
+	return p.spec.Namespace == namespace && p.spec.Name == name &&
+		(uid == "" || uid == string(p.uid) || uid == p.spec.Annotations[staticPod])
 }
 
 func newPod(a *Agent, spec enroll.Pod) *pod {

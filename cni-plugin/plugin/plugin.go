@@ -137,7 +137,7 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	if p, ok := podOf(args.Args); ok && !c.own(p) {
-		if err := c.announce(p, args.Netns); err != nil {
+		if err := c.announce(p, args.ContainerID, args.Netns); err != nil {
 			return err
 		}
 	}
@@ -158,6 +158,7 @@ type announcement struct {
 	PodName      string
 	PodNamespace string
 	PodUID       string `json:",omitempty"`
+	ContainerID  string `json:",omitempty"`
 	IPs          []address
 }
 
@@ -169,8 +170,8 @@ type address struct {
 
 // announce tells the agent that the pod's network is there, and waits until the
 // pod may start.
-func (c Config) announce(p pod, netns string) error {
-	body := announcement{Netns: netns, PodName: p.name, PodNamespace: p.namespace, PodUID: p.uid}
+func (c Config) announce(p pod, sandbox, netns string) error {
+	body := announcement{Netns: netns, PodName: p.name, PodNamespace: p.namespace, PodUID: p.uid, ContainerID: sandbox}
 	if c.PrevResult != nil {
 		result, err := current.NewResultFromResult(c.PrevResult)
 		if err != nil {
@@ -211,7 +212,7 @@ func del(args *skel.CmdArgs) error {
 		return err
 	}
 	if p, ok := podOf(args.Args); ok && !c.own(p) {
-		_ = c.call(http.MethodPost, "/cmddel", announcement{PodName: p.name, PodNamespace: p.namespace, PodUID: p.uid}, nil)
+		_ = c.call(http.MethodPost, "/cmddel", announcement{PodName: p.name, PodNamespace: p.namespace, PodUID: p.uid, ContainerID: args.ContainerID}, nil)
 	}
 	return nil
 }
