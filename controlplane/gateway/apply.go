@@ -29,7 +29,8 @@ func (t *term) do(ctx context.Context, in Inputs, plan Plan, noted *notes) error
 }
 
 // apply makes an object what it is to be, unless it is as it was after it was
-// applied the last time.
+// applied the last time. Only what is known as ours is forced: what somebody else has
+// made since we looked is a conflict, and seen for what it is the next time.
 func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object, noted *notes) error {
 	key := o.Kind.Kind + " " + o.Name
 	desired := sum(manager, o.Body)
@@ -39,7 +40,7 @@ func (t *term) apply(ctx context.Context, in Inputs, manager string, o Object, n
 	}
 	t.wrote.WithLabelValues(o.Kind.Kind, "apply").Inc()
 	u, err := t.cfg.Client.Resource(o.Kind.Resource).Namespace(in.Gateway.Namespace).Apply(ctx, o.Name,
-		&unstructured.Unstructured{Object: o.Body}, metav1.ApplyOptions{FieldManager: manager, Force: true})
+		&unstructured.Unstructured{Object: o.Body}, metav1.ApplyOptions{FieldManager: manager, Force: live != nil})
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -189,7 +191,14 @@ func (t *term) one(ctx context.Context, i item) {
 	t.queue.AddRateLimited(i)
 }
 
-func (t *term) reconcile(ctx context.Context, i item) error {
+// reconcile works on an item. A panic is an error of that item: no object that
+// somebody writes ends the control plane, and with it that of the next leader.
+func (t *term) reconcile(ctx context.Context, i item) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	if i.class {
 		return t.class(ctx, i.name)
 	}

@@ -81,12 +81,13 @@ func (s *server) note(verb string, r schema.GroupVersionResource, namespace, nam
 	return nil
 }
 
-// apply is a server-side apply by the only manager that there is.
+// apply is a server-side apply. Whatever is there has fields of somebody else.
 func (s *server) apply(a clienttesting.Action) (bool, runtime.Object, error) {
 	p := a.(clienttesting.PatchActionImpl)
 	verb := strings.TrimSpace("apply " + p.GetSubresource())
-	if p.GetPatchType() != types.ApplyPatchType || p.PatchOptions.Force == nil || !*p.PatchOptions.Force {
-		s.t.Errorf("%s of %s is no forced apply", p.GetPatchType(), p.GetName())
+	forced := p.PatchOptions.Force != nil && *p.PatchOptions.Force
+	if p.GetPatchType() != types.ApplyPatchType {
+		s.t.Errorf("%s of %s is no apply", p.GetPatchType(), p.GetName())
 	}
 	if err := s.note(verb, p.GetResource(), p.GetNamespace(), p.GetName(), p.PatchOptions.FieldManager); err != nil {
 		return true, nil, err
@@ -104,6 +105,9 @@ func (s *server) apply(a clienttesting.Action) (bool, runtime.Object, error) {
 	}
 	if err != nil {
 		return true, nil, err
+	}
+	if !forced {
+		return true, nil, apierrors.NewConflict(p.GetResource().GroupResource(), p.GetName(), errors.New("fields of another manager"))
 	}
 	is := u.(*unstructured.Unstructured).DeepCopy()
 	before := is.DeepCopy()

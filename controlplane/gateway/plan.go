@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -78,6 +79,9 @@ func MakePlan(in Inputs) Plan {
 	}
 	g := describe(in.Gateway)
 	p := Plan{Controller: controller, deployed: g.deployed(), domain: cmp.Or(in.Options.Domain, "cluster.local")}
+	if p.refused = named(in.Gateway); p.refused != nil {
+		return p
+	}
 	if p.Unmanaged, p.refused = addressed(in.Gateway, g.ServiceType); p.Unmanaged || p.refused != nil {
 		return p
 	}
@@ -149,6 +153,21 @@ func describe(gw *gatewayv1.Gateway) Gateway {
 		g.Address = gw.Spec.Addresses[0].Value
 	}
 	return g
+}
+
+// named looks at the names that annotations choose: they become part of the paths of
+// requests that are made with the control plane's rights.
+func named(gw *gatewayv1.Gateway) *refusal {
+	for _, a := range []struct {
+		annotation string
+		wrong      func(string) []string
+	}{{AnnotationNameOverride, validation.IsDNS1123Label}, {AnnotationServiceAccount, validation.IsDNS1123Subdomain}} {
+		name := gw.Annotations[a.annotation]
+		if wrong := a.wrong(name); name != "" && len(wrong) > 0 {
+			return &refusal{gatewayv1.GatewayReasonInvalidParameters, fmt.Sprintf("annotation %s: %s", a.annotation, strings.Join(wrong, "; "))}
+		}
+	}
+	return nil
 }
 
 // addressed looks at spec.addresses and the type of the Service: a Gateway with

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/cache"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
@@ -167,6 +168,9 @@ func (t *term) serviceExists(ctx context.Context, namespace, host string) (bool,
 		name, namespace = parts[0], parts[1]
 	} else if strings.Contains(host, ".") {
 		return false, nil
+	}
+	if len(validation.IsDNS1123Label(name))+len(validation.IsDNS1123Label(namespace)) > 0 {
+		return false, nil // no Service is called so; a path may be
 	}
 	m, err := t.metadata(ctx, kindService, namespace, name)
 	return m != nil, err
