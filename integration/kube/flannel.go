@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -110,14 +112,15 @@ func flannelNetwork(file string) (any, error) {
 		name, value, _ := strings.Cut(lines.Text(), "=")
 		env[name] = value
 	}
-	mtu, err := strconv.Atoi(env["FLANNEL_MTU"])
-	if err != nil || lines.Err() != nil {
-		return nil, fmt.Errorf("%s: no MTU in it", file)
+	mtu, errMTU := strconv.Atoi(env["FLANNEL_MTU"])
+	gateway, errSubnet := netip.ParsePrefix(env["FLANNEL_SUBNET"]) // the bridge's own address, and the subnet
+	if err := errors.Join(lines.Err(), errMTU, errSubnet); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	return fields{"name": "cbr0", "cniVersion": "0.3.1", "plugins": []any{
 		fields{"type": "bridge", "bridge": "cni0", "mtu": mtu, "hairpinMode": true, "isGateway": true, "isDefaultGateway": true,
 			"ipMasq": env["FLANNEL_IPMASQ"] != "true",
-			"ipam": fields{"type": "host-local", "ranges": []any{[]any{fields{"subnet": env["FLANNEL_SUBNET"]}}},
+			"ipam": fields{"type": "host-local", "ranges": []any{[]any{fields{"subnet": gateway.Masked().String()}}},
 				"routes": []any{fields{"dst": env["FLANNEL_NETWORK"]}}}},
 		fields{"type": "portmap", "capabilities": fields{"portMappings": true}},
 	}}, nil
