@@ -46,6 +46,9 @@ func (i *Installer) removeGateways(ctx context.Context) error {
 		}
 		background := metav1.DeletePropagationBackground
 		for _, o := range list.Items {
+			if !ofGateway(&o) {
+				continue
+			}
 			err := i.Cluster.Dynamic.Resource(kind).Namespace(o.GetNamespace()).Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &background})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return explain(kind.Resource+" "+o.GetNamespace()+"/"+o.GetName(), err)
@@ -63,11 +66,23 @@ func (i *Installer) removeGateways(ctx context.Context) error {
 		if !slices.Contains(controllers, controller) {
 			continue
 		}
+		if c.GetLabels()[partOf] != "culvert" {
+			i.say("GatewayClass %s is kept: somebody else made it", c.GetName())
+			continue
+		}
 		if err := i.remove("GatewayClass "+c.GetName(), i.Cluster.Dynamic.Resource(gatewayClasses).Delete(ctx, c.GetName(), metav1.DeleteOptions{})); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ofGateway reports whether an object was made of a Gateway, which owns it then. The
+// label alone anybody may have copied.
+func ofGateway(u *unstructured.Unstructured) bool {
+	return slices.ContainsFunc(u.GetOwnerReferences(), func(o metav1.OwnerReference) bool {
+		return o.Kind == "Gateway" && strings.HasPrefix(o.APIVersion, gateways.Group+"/")
+	})
 }
 
 // list returns all objects of a kind, in all namespaces: none when there is no such kind.

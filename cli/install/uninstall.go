@@ -166,20 +166,53 @@ func (i *Installer) removeMade(ctx context.Context) error {
 	if err := i.remove("Lease "+leaseName, c.CoordinationV1().Leases(i.Cluster.Namespace).Delete(ctx, leaseName, none)); err != nil {
 		return err
 	}
-	if err := i.remove("Secret "+selfMadeCA, c.CoreV1().Secrets(i.Cluster.Namespace).Delete(ctx, selfMadeCA, none)); err != nil {
+	if err := i.removeCA(ctx); err != nil {
 		return err
 	}
 	bundles, err := c.CoreV1().ConfigMaps("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + trustBundle})
 	if err != nil {
 		return explain("list trust bundles", err)
 	}
+	n := 0
 	for _, b := range bundles.Items {
-		if err := c.CoreV1().ConfigMaps(b.Namespace).Delete(ctx, b.Name, none); err != nil && !apierrors.IsNotFound(err) {
+		if !writtenByUs(b.ManagedFields) {
+			continue
+		}
+		if err := c.CoreV1().ConfigMaps(b.Namespace).Delete(ctx, b.Name, exactly(b.UID)); err != nil && !apierrors.IsNotFound(err) {
 			return explain("ConfigMap "+b.Namespace+"/"+b.Name, err)
 		}
+		n++
 	}
-	i.removed(len(bundles.Items), "trust bundle (ConfigMap "+trustBundle+")", "trust bundles (ConfigMap "+trustBundle+")")
+	i.removed(n, "trust bundle (ConfigMap "+trustBundle+")", "trust bundles (ConfigMap "+trustBundle+")")
 	return nil
+}
+
+// removeCA deletes the self-made authority; another mesh's under that name, which
+// ours only signed with, has no state of ours.
+func (i *Installer) removeCA(ctx context.Context) error {
+	secrets := i.Cluster.Client.CoreV1().Secrets(i.Cluster.Namespace)
+	s, err := secrets.Get(ctx, selfMadeCA, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return explain("Secret "+selfMadeCA, err)
+	case len(s.Data["authority.json"]) == 0:
+		i.say("Secret %s is kept: somebody else made it", selfMadeCA)
+		return nil
+	}
+	return i.remove("Secret "+selfMadeCA, secrets.Delete(ctx, selfMadeCA, exactly(s.UID)))
+}
+
+// exactly deletes the object that was seen, and no other that has its name by now.
+func exactly(uid types.UID) metav1.DeleteOptions {
+	return metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}
+}
+
+// writtenByUs reports whether the control plane has written an object: another
+// mesh's, or cert-manager's, has the same name.
+func writtenByUs(fields []metav1.ManagedFieldsEntry) bool {
+	return slices.ContainsFunc(fields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == controlName })
 }
 
 // remove says that something was deleted, unless it was not there.
@@ -209,7 +242,8 @@ var definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Ver
 
 const (
 	managedBy = "app.kubernetes.io/managed-by" // marks a namespace that we made
-	ours      = "app.kubernetes.io/part-of=culvert"
+	partOf    = "app.kubernetes.io/part-of"
+	ours      = partOf + "=culvert"
 )
 
 // removeCRDs deletes the definitions that came with the charts, and with them every
