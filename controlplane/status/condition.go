@@ -41,7 +41,7 @@ const (
 
 // newCondition returns a condition about the generation that was judged.
 func newCondition(kind string, ok bool, why, message string, found []compile.Condition) condition {
-	c := condition{Type: kind, Status: statusFalse, Reason: why, Message: message}
+	c := condition{Type: kind, Status: statusFalse, Reason: why, Message: clip(message)}
 	if ok {
 		c.Status = statusTrue
 	}
@@ -106,7 +106,11 @@ func texts(found []compile.Condition) string {
 	if rest := len(found) - maxFindings; rest > 0 {
 		out = append(out, fmt.Sprintf("and %d more", rest))
 	}
-	text := strings.Join(out, "; ")
+	return clip(strings.Join(out, "; "))
+}
+
+// clip keeps a message within its limit.
+func clip(text string) string {
 	if len(text) > maxMessage {
 		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -147,8 +148,16 @@ func (w *Writer) work(t *term) {
 	}
 }
 
-// write brings the status of one object up to date.
-func (w *Writer) write(t *term, key source.Key) error {
+// write brings the status of one object up to date. A panic is a failure of that
+// object: none that somebody writes ends the control plane.
+func (w *Writer) write(t *term, key source.Key) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			w.writes.WithLabelValues(string(key.Kind), "failed").Inc()
+			w.complain(t, key, err)
+		}
+	}()
 	w.mu.Lock()
 	seen := t.seen[key]
 	w.mu.Unlock()
