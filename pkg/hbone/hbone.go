@@ -16,6 +16,7 @@ package hbone
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,6 +31,10 @@ import (
 // Counters are live byte counts of a pump: Sent toward the stream, Received
 // from the stream.
 type Counters = relay.Counters
+
+// ErrNoConnection is in the error of an impatient Open that got no connection in
+// time: the peer was not asked for anything.
+var ErrNoConnection = errors.New("no connection")
 
 // Request is what a CONNECT asks for.
 type Request struct {

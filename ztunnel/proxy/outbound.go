@@ -196,7 +196,11 @@ func (p *Pod) open(ctx context.Context, flow *route.Flow, r route.Route, rec *re
 	for attempt := 1; ; attempt++ {
 		rec.chose(flow.Source, r)
 		f, err := p.attempt(ctx, flow, r, rec, attempt < attempts && r.Balanced && p.node.retries.left(time.Now()))
-		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) || !p.node.retries.spend(time.Now()) {
+		if err == nil || attempt == attempts || !r.Balanced || !elsewhere(ctx, err) {
+			return f, err
+		}
+		// Who was not asked yet is not asked twice: whatever waited for one dial may go.
+		if !errors.Is(err, hbone.ErrNoConnection) && !p.node.retries.spend(time.Now()) {
 			return f, err
 		}
 		flow.Avoid = append(slices.Clip(flow.Avoid), r.Picked.UID)

@@ -174,7 +174,7 @@ func (p *Pool) conn(ctx context.Context, to hbone.Peer, req hbone.Request) (*con
 		late, stop := d.lateFor(req)
 		select {
 		case <-late:
-			return nil, reason.Newf(reason.Unresponsive, "open tunnel", to.Addr.String(), "no connection in %v", suspectAfter)
+			return nil, reason.Newf(reason.Unresponsive, "open tunnel", to.Addr.String(), "%w in %v", hbone.ErrNoConnection, suspectAfter)
 		case <-d.done:
 			stop()
 			told = hbone.Timing{Dial: d.tcp, TLS: d.tls}
