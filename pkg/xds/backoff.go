@@ -8,7 +8,7 @@ import (
 
 const (
 	minWait = 10 * time.Millisecond
-	maxWait = 15 * time.Second
+	maxWait = 4 * time.Second // what is new in the mesh waits for so long after the server is back
 )
 
 // backOff doubles the wait between streams. It starts over after one that the

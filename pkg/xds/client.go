@@ -3,7 +3,7 @@
 //	       ┌────────► connect ── fails ──────────────┐
 //	       │             │                           │
 //	       │  first request per type: node, versions │
-//	20 ms … 15 s         │                           │
+//	20 ms … 4 s          │                           │
 //	       │         response ──► Handle ──► ACK or NACK
 //	       │             ▲                           │
 //	       │             └───────────────────────────┤

@@ -24,7 +24,7 @@ func TestBackOff(t *testing.T) {
 	t.Parallel()
 	var b backOff
 	broken := ending{kind: endError, err: errors.New("broken")}
-	for i, want := range []time.Duration{20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000} {
+	for i, want := range []time.Duration{20, 40, 80, 160, 320, 640, 1280, 2560, 4000, 4000} {
 		want *= time.Millisecond
 		if got := b.next(broken); got > want || got < want*4/5 {
 			t.Errorf("wait %d = %v, want %v less a fifth at most", i, got, want)
@@ -72,9 +72,9 @@ func TestPacing(t *testing.T) {
 		if err := c.Run(ctx); err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		// 20 ms doubled to 15 s is 20 s in ten steps, then 15 s each; less a fifth.
-		if attempts < 12 || attempts > 16 {
-			t.Errorf("%d attempts in a minute, want about 13", attempts)
+		// 20 ms doubled to 4 s is 5 s in eight steps, then 4 s each; less a fifth.
+		if attempts < 20 || attempts > 27 {
+			t.Errorf("%d attempts in a minute, want about 23", attempts)
 		}
 	})
 }
