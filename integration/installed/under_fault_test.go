@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ type row struct {
 	report *faults.Report
 	notes  []string                    // what was measured beside the load
 	missed []string                    // what is not as it should be
+	late   []string                    // what took longer than it should
 	after  func(report *faults.Report) // looks at the load's report
 }
 
@@ -57,7 +59,7 @@ func (r *row) miss(format string, args ...any) {
 func (r *row) took(what string, d, limit time.Duration) {
 	r.note("%s %s", what, short(d))
 	if limit > 0 && d > limit {
-		r.miss("%s %s, more than %s", what, short(d), short(limit))
+		r.late = append(r.late, fmt.Sprintf("%s %s, more than %s", what, short(d), short(limit)))
 	}
 }
 
@@ -85,6 +87,11 @@ func TestFaults(t *testing.T) {
 			r := &row{fault: f}
 			rows = append(rows, r)
 			s.t = t
+			defer func() {
+				if t.Failed() {
+					r.miss("it failed: see the log")
+				}
+			}()
 			s.perform(r)
 			t.Log(r.line())
 			if *faultTable == "" && len(r.missed) > 0 && r.report.P99 < overwhelmed {
@@ -120,7 +127,7 @@ func (s *stage) perform(r *row) {
 		r.do(s, r)
 	})
 	s.judge(r)
-	plain := read.Contains("message ")
+	plain := read.Contains(spoken)
 	switch {
 	case r.clear && plain == 0:
 		t.Error("nothing was read while the pods were outside the mesh: the capture is blind")
@@ -211,5 +218,5 @@ func (r *row) line() string {
 	rep := r.report
 	return fmt.Sprintf("%d of %d new connections failed, %d streams broke (%s) p50 %v p99 %v slowest %v, longest wait of a stream %v · %s · missed: %s",
 		rep.Failed, rep.Connections, rep.Broken, rep.Reasons(), rep.P50, rep.P99, rep.Slowest, rep.LongestWait,
-		strings.Join(r.notes, "; "), strings.Join(r.missed, "; "))
+		strings.Join(r.notes, "; "), strings.Join(append(slices.Clip(r.missed), r.late...), "; "))
 }

@@ -162,6 +162,9 @@ func (s *stage) load(streamRate int) faults.Load {
 	return faults.Load{Connect: from(s.app), Stream: from(s.steady), Rate: *faultRate, StreamRate: streamRate}
 }
 
+// spoken is in every message, of the load too.
+const spoken = "message "
+
 // ask sends a message from a namespace to an echo server, and reads it back.
 func ask(from *netns.NS, to netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -172,10 +175,10 @@ func ask(from *netns.NS, to netip.AddrPort) error {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := c.Write([]byte("ask")); err != nil {
+	if _, err := io.WriteString(c, spoken); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(c, make([]byte, 3))
+	_, err = io.ReadFull(c, make([]byte, len(spoken)))
 	return err
 }
 

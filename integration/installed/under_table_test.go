@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -35,13 +36,19 @@ The wire between the nodes was read during every row: no message in the clear, b
 		if rep.Failed+rep.Broken > 0 {
 			lost = " (" + rep.Reasons() + ")"
 		}
-		if len(r.missed) > 0 {
-			reached = "**no**: " + strings.Join(r.missed, "; ")
+		if missed := append(slices.Clip(r.missed), r.late...); len(missed) > 0 {
+			reached = "**no**: " + cell(missed)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %d of %d · %d%s | %s | %s, %s | %s |\n", r.name, r.upstream, r.ours,
 			rep.Failed, rep.Connections, rep.Broken, lost, cell(r.notes), short(rep.P99), short(rep.Slowest), reached)
 	}
-	b.WriteString("\nThe idle cost of the mesh, the last row of the table that these are compared with, is measured by `make bench`.\n")
+	b.WriteString(`
+- **In flight** are connections whose message was on its way through what was killed or ended at once; see [faults.md](faults.md).
+- **STRICT and labels.** A server that is in the mesh already refuses the plaintext of a client that will be a moment later. Label under
+  PERMISSIVE, the default, and make it STRICT afterwards.
+- **API server away.** Pods that are made right after its return wait for kubelets and controllers, which come back at intervals of their own.
+`)
+	b.WriteString("- The idle cost of the mesh, the last row of the table that these are compared with, is measured by `make bench`.\n")
 	return b.String()
 }
 
