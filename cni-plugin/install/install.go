@@ -44,7 +44,8 @@ type Config struct {
 
 // Installer keeps the plugin installed. Make it with New.
 type Installer struct {
-	cfg Config
+	cfg    Config
+	notify func() (*fsnotify.Watcher, error)
 
 	mu    sync.Mutex
 	state error // why it is not installed; nil when it is
@@ -52,7 +53,7 @@ type Installer struct {
 }
 
 // New returns an installer that does nothing until Run.
-func New(cfg Config) *Installer { return &Installer{cfg: cfg} }
+func New(cfg Config) *Installer { return &Installer{cfg: cfg, notify: fsnotify.NewWatcher} }
 
 // Err returns nil once the plugin is installed, and else why it is not.
 func (i *Installer) Err() error {
@@ -82,18 +83,21 @@ const (
 // Run installs the plugin, and again whenever the folder or the program has
 // changed, until ctx ends. The plugin stays; see Remove.
 func (i *Installer) Run(ctx context.Context) error {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", i.cfg.Folder, err)
-	}
-	defer watcher.Close()
-	for _, dir := range []string{i.cfg.Folder, i.cfg.BinDir} {
+	dirs := []string{i.cfg.Folder, i.cfg.BinDir}
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		if err := watcher.Add(dir); err != nil {
-			return fmt.Errorf("watch %s: %w", dir, err)
-		}
+	}
+	var events chan fsnotify.Event // nil without notices: nothing is ever read from it
+	var lost chan error
+	every := look
+	if watcher, err := i.watch(dirs); err != nil {
+		every = blindLook
+		i.cfg.Log.Warn("no file notices, the folders are only looked at", "every", every, "error", err)
+	} else {
+		defer watcher.Close()
+		events, lost = watcher.Events, watcher.Errors
 	}
 	quiet := settle
 	next := time.NewTimer(0)
@@ -102,9 +106,9 @@ func (i *Installer) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-watcher.Events:
+		case <-events:
 			next.Reset(quiet)
-		case err := <-watcher.Errors: // an overflow: look for ourselves
+		case err := <-lost: // an overflow: look for ourselves
 			i.cfg.Log.Warn("notices of changes were lost", "error", err)
 			next.Reset(quiet)
 		case <-next.C:
@@ -113,9 +117,24 @@ func (i *Installer) Run(ctx context.Context) error {
 			} else {
 				quiet = settle
 			}
-			next.Reset(look)
+			next.Reset(every)
 		}
 	}
+}
+
+// watch asks for notices of what changes in folders.
+func (i *Installer) watch(dirs []string) (*fsnotify.Watcher, error) {
+	watcher, err := i.notify()
+	if err != nil {
+		return nil, fmt.Errorf("ask the kernel for notices: %w", err)
+	}
+	for _, dir := range dirs {
+		if err := watcher.Add(dir); err != nil {
+			_ = watcher.Close()
+			return nil, fmt.Errorf("watch %s: %w", dir, err)
+		}
+	}
+	return watcher, nil
 }
 
 // bring brings the node up to date, says so when that changes anything, and

@@ -6,8 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
 )
 
 // node is a node's folders, with an installer running on them.
@@ -166,4 +170,26 @@ func TestNoProgram(t *testing.T) {
 	if string(conf) != other {
 		t.Errorf("a configuration that names a program that is not there: %s", conf)
 	}
+}
+
+// A node whose tools have used up what the kernel has of file notices keeps its
+// plugin all the same.
+func TestNoNotices(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.net(other)
+		n.installer = New(n.cfg)
+		n.installer.notify = func() (*fsnotify.Watcher, error) { return nil, syscall.EMFILE }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.installer.Run(ctx) }()
+		n.await("program 1")
+		n.net(other)
+		n.await("program 1")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
