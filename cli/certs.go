@@ -14,9 +14,9 @@ import (
 
 func certsCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "certs", Short: "Show the identities that each proxy holds certificates for", Args: cobra.NoArgs}
-	name, out := nameFlag(e, c), outputFlag(c)
+	from, out := readerFlagsOf(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := laptop.NewClient(*name)
+		client, err := from.open(c.Context())
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/culvert-mesh/culvert/cli/install"
 	"github.com/culvert-mesh/culvert/cli/laptop"
 	"github.com/culvert-mesh/culvert/cli/laptop/access"
 )
@@ -41,7 +42,7 @@ well, they are changed while it runs, and with "reset" they are as at start.`,
 		Example: "  culvert log --errors\n  culvert log --failed shop/frontend\n  culvert log --level ztunnel-node-1 proxy=debug",
 		Args:    cobra.ArbitraryArgs,
 	}
-	name, out := nameFlag(e, c), outputFlag(c)
+	from, out := readerFlagsOf(e, c), outputFlag(c)
 	var f logFilter
 	var follow bool
 	var last int
@@ -62,7 +63,7 @@ well, they are changed while it runs, and with "reset" they are as at start.`,
 		if strings.HasPrefix(failed, "-") {
 			return laptop.WithHint(fmt.Errorf("--failed %s: want a pod", failed), "culvert log --failed shop/frontend")
 		}
-		client, err := laptop.NewClient(*name)
+		client, err := from.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,10 @@ well, they are changed while it runs, and with "reset" they are as at start.`,
 		if err != nil {
 			return err
 		}
-		return showLog(c.Context(), client.Dir().Logs(), f, last, follow, show)
+		if cluster, ok := client.(*install.Mesh); ok {
+			return clusterLog(c.Context(), cluster, f, last, follow, show)
+		}
+		return showLog(c.Context(), client.(*laptop.Client).Dir().Logs(), f, last, follow, show)
 	}
 	return c
 }
@@ -101,6 +105,29 @@ func recordPrinter(e *env, out *output) (func(access.Record), error) {
 		return func(r access.Record) { _ = enc.Encode(r) }, nil
 	}
 	return nil, out.write(e.stdout, nil, nil)
+}
+
+// clusterLog is showLog for the proxies of a cluster, whose logs its nodes keep.
+func clusterLog(ctx context.Context, m *install.Mesh, f logFilter, last int, follow bool, show func(access.Record)) error {
+	all, err := m.AccessLog(ctx, last)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(r access.Record) bool { return !f.matches(r) })
+	if last > 0 && len(all) > last {
+		all = all[len(all)-last:]
+	}
+	for _, r := range all {
+		show(r)
+	}
+	if !follow {
+		return nil
+	}
+	return m.FollowAccessLog(ctx, func(r access.Record) {
+		if f.matches(r) {
+			show(r)
+		}
+	})
 }
 
 func showLog(ctx context.Context, dir string, f logFilter, last int, follow bool, show func(access.Record)) error {

@@ -20,7 +20,7 @@ import (
 const failedPeriod = 500 * time.Millisecond
 
 // showFailed shows what the flight recorder of a pod's node knows about the pod.
-func showFailed(ctx context.Context, e *env, out *output, client *laptop.Client, want string, last int, follow bool) error {
+func showFailed(ctx context.Context, e *env, out *output, client meshReader, want string, last int, follow bool) error {
 	st, err := client.Status(ctx)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func showFailed(ctx context.Context, e *env, out *output, client *laptop.Client,
 // failures asks the ztunnels of all nodes for connections from or to a pod, oldest
 // first: which policy denied, only the other side's ztunnel knows. Only the pod's
 // own has to answer.
-func failures(ctx context.Context, client *laptop.Client, st *laptop.Status, p *laptop.PodStatus, since time.Time) ([]proxy.Failure, error) {
+func failures(ctx context.Context, client meshReader, st *laptop.Status, p *laptop.PodStatus, since time.Time) ([]proxy.Failure, error) {
 	q := url.Values{"pod": {p.Namespace + "/" + p.Name}}
 	if !since.IsZero() {
 		q.Set("since", since.Format(time.RFC3339Nano))
@@ -152,7 +152,7 @@ func timingsText(t proxy.Timings) string {
 }
 
 // changeLevels shows a component's log levels, after changing them if asked to.
-func changeLevels(ctx context.Context, e *env, out *output, client *laptop.Client, target string, filters []string) error {
+func changeLevels(ctx context.Context, e *env, out *output, client meshReader, target string, filters []string) error {
 	component, err := componentOf(ctx, client, target)
 	if err != nil {
 		return err
@@ -182,7 +182,7 @@ func changeLevels(ctx context.Context, e *env, out *output, client *laptop.Clien
 
 // componentOf takes a component's name as ps shows it, or a pod: a waypoint's own,
 // else the ztunnel of its node.
-func componentOf(ctx context.Context, client *laptop.Client, target string) (string, error) {
+func componentOf(ctx context.Context, client meshReader, target string) (string, error) {
 	st, err := client.Status(ctx)
 	if err != nil {
 		return "", err

@@ -15,9 +15,9 @@ import (
 
 func psCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "ps", Short: "Show nodes, pods, services and components", Args: cobra.NoArgs}
-	name, out := nameFlag(e, c), outputFlag(c)
+	from, out := readerFlagsOf(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := laptop.NewClient(*name)
+		client, err := from.open(c.Context())
 		if err != nil {
 			return err
 		}

@@ -17,9 +17,9 @@ func statusCommand(e *env) *cobra.Command {
 		Short: "Is the configuration accepted, are the components healthy? Exit status 1 when not",
 		Args:  cobra.NoArgs,
 	}
-	name, out := nameFlag(e, c), outputFlag(c)
+	from, out := readerFlagsOf(e, c), outputFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := laptop.NewClient(*name)
+		client, err := from.open(c.Context())
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ a name as the pod would write it, or an address.`,
 		Example: "  culvert why frontend cart:80\n  culvert why --from shop/frontend --to cart.shop:80 -o json",
 		Args:    cobra.MaximumNArgs(2),
 	}
-	name, out := nameFlag(e, c), outputFlag(c)
+	mesh, out := readerFlagsOf(e, c), outputFlag(c)
 	var from, to string
 	c.Flags().StringVar(&from, "from", "", "the pod that calls, in the place of POD")
 	c.Flags().StringVar(&to, "to", "", "what it calls, in the place of HOST:PORT")
@@ -48,7 +48,7 @@ a name as the pod would write it, or an address.`,
 		if err != nil {
 			return err
 		}
-		client, err := laptop.NewClient(*name)
+		client, err := mesh.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -112,7 +112,7 @@ func splitDestination(to string) (host string, port uint16, err error) {
 }
 
 // explainTo resolves the destination as the pod would, and follows the connection.
-func explainTo(ctx context.Context, client *laptop.Client, q whyQuestion) (explain.Explanation, error) {
+func explainTo(ctx context.Context, client meshReader, q whyQuestion) (explain.Explanation, error) {
 	st, err := client.Status(ctx)
 	if err != nil {
 		return explain.Explanation{}, err
@@ -126,7 +126,7 @@ func explainTo(ctx context.Context, client *laptop.Client, q whyQuestion) (expla
 	var lookup *explain.Lookup
 	ip, err := netip.ParseAddr(q.host)
 	if err != nil {
-		if lookup, err = lookUpIn(ctx, p, q.host); err != nil {
+		if lookup, err = lookUp(ctx, client, st, p, q.host); err != nil {
 			return explain.Explanation{}, err
 		}
 		if len(lookup.Addresses) == 0 {
@@ -155,6 +155,38 @@ func unknownName(s explain.Start, to string, l *explain.Lookup, st *laptop.Statu
 		x.Change = []string{"a service, or a ServiceEntry, with that name; culvert ps lists the services"}
 	}
 	return x
+}
+
+// lookUp resolves a name as the pod would.
+func lookUp(ctx context.Context, client meshReader, st *laptop.Status, p *laptop.PodStatus, host string) (*explain.Lookup, error) {
+	if _, ok := client.(*laptop.Client); ok {
+		return lookUpIn(ctx, p, host)
+	}
+	return lookUpService(st, p.Namespace, host), nil
+}
+
+// lookUpService resolves a service's name without entering a pod, which a cluster's
+// pods have no program for: NAME, NAME.NAMESPACE, and either with the usual endings.
+func lookUpService(st *laptop.Status, namespace, host string) *explain.Lookup {
+	l := &explain.Lookup{Host: host, Addresses: []netip.Addr{}}
+	parts := strings.Split(strings.TrimSuffix(host, "."), ".")
+	if len(parts) > 1 {
+		namespace = parts[1]
+	}
+	for _, s := range st.Services {
+		if s.Name != parts[0] || s.Namespace != namespace || len(parts) > 2 && parts[2] != "svc" {
+			continue
+		}
+		for _, a := range s.Addrs {
+			if ip, err := netip.ParseAddr(a); err == nil {
+				l.Addresses = append(l.Addresses, ip)
+			}
+		}
+	}
+	if len(l.Addresses) == 0 {
+		l.Error = "no service of the cluster with an address has that name; for another one give the address"
+	}
+	return l
 }
 
 // lookUpIn resolves a name inside a pod, with the pod's own resolv.conf: an error
@@ -190,7 +222,7 @@ func lookupMain(ctx context.Context, args, _ []string, out io.Writer) error {
 
 // meshOf asks a running mesh.
 type meshOf struct {
-	client *laptop.Client
+	client meshReader
 	st     *laptop.Status
 }
 

@@ -216,6 +216,7 @@ func TestJudge(t *testing.T) {
 		for _, d := range f.Daemons {
 			o.Workload = Workload{"DaemonSet", d.Namespace, d.Name}
 			o.fromDaemonSet(&d)
+			o.Newest = d.Labels["newest"]
 		}
 		for _, d := range f.Deployments {
 			o.Workload = Workload{"Deployment", d.Namespace, d.Name}

@@ -1,10 +1,12 @@
 package install
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -67,8 +69,8 @@ func older(a, b string) bool {
 	return err == nil && x.LessThan(y)
 }
 
-// schemaField finds the places of a schema's complaints.
-var schemaField = regexp.MustCompile(`- at '([^']*)': (.*)`)
+// schemaField finds the charts and the places of schemas' complaints.
+var schemaField = regexp.MustCompile(`(?m)^([a-z-]+):$|- at '([^']*)': (.*)$`)
 
 // explain turns an error of Helm or the API server into one that a person can act on.
 func explain(op string, err error) error {
@@ -95,12 +97,19 @@ func explain(op string, err error) error {
 // complaints are a schema's, in one line: field and what is wrong with it.
 func complaints(text string) string {
 	var list []string
+	part := "" // values of a part go under its name
 	for _, m := range schemaField.FindAllStringSubmatch(text, -1) {
-		field := strings.ReplaceAll(strings.TrimPrefix(m[1], "/"), "/", ".")
-		if field == "" {
-			field = "values"
+		if m[1] != "" {
+			part = strings.TrimPrefix(m[1], releaseName)
+			continue
 		}
-		list = append(list, field+": "+m[2])
+		field := strings.ReplaceAll(strings.TrimPrefix(m[2], "/"), "/", ".")
+		if !strings.HasPrefix(field, "global") { // which all parts have
+			field = strings.Trim(part+"."+field, ".")
+		}
+		if line := cmp.Or(field, "values") + ": " + m[3]; !slices.Contains(list, line) {
+			list = append(list, line)
+		}
 	}
 	if len(list) == 0 {
 		return strings.Join(strings.Fields(text), " ")

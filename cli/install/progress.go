@@ -46,6 +46,7 @@ type Observed struct {
 	Want    int32
 	Updated int32
 	Ready   int32
+	Newest  string // of a DaemonSet: label controller-revision-hash of its newest version
 	Pods    []corev1.Pod
 	Events  []corev1.Event // of it and of its pods
 }
@@ -59,6 +60,7 @@ type Progress struct {
 
 // Judge says how far a workload has come, and why no further.
 func Judge(o Observed) Progress {
+	o.countNewest()
 	switch {
 	case o.Missing:
 		return Progress{Text: "is not there"}
@@ -83,6 +85,27 @@ func Judge(o Observed) Progress {
 	}
 	slices.Sort(p.Reasons)
 	return p
+}
+
+// countNewest counts the nodes on which the newest version of a DaemonSet is ready. The
+// DaemonSet's own status goes by the oldest pod of each node, and an old ztunnel stays,
+// ending, for as long as it has connections.
+func (o *Observed) countNewest() {
+	if o.Newest == "" {
+		return
+	}
+	nodes := map[string]bool{} // of ready pods
+	for _, p := range o.Pods {
+		if p.Labels[appsv1.ControllerRevisionHashLabelKey] == o.Newest && p.DeletionTimestamp == nil {
+			nodes[p.Spec.NodeName] = nodes[p.Spec.NodeName] || podReady(p)
+		}
+	}
+	o.Updated, o.Ready = int32(len(nodes)), 0
+	for _, ready := range nodes {
+		if ready {
+			o.Ready++
+		}
+	}
 }
 
 func onNode(p corev1.Pod) string {
@@ -301,6 +324,11 @@ func (c *Cluster) observe(ctx context.Context, w Workload) (Observed, error) {
 		return o, err
 	}
 	o.Pods = pods.Items
+	if w.Kind == "DaemonSet" {
+		if o.Newest, err = c.newestVersion(ctx, w, selector); err != nil {
+			return o, err
+		}
+	}
 	events, err := c.Client.CoreV1().Events(w.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return o, err
@@ -311,6 +339,17 @@ func (c *Cluster) observe(ctx context.Context, w Workload) (Observed, error) {
 		}
 	}
 	return o, nil
+}
+
+// newestVersion is the hash of a DaemonSet's newest version, which its pods are
+// labelled with.
+func (c *Cluster) newestVersion(ctx context.Context, w Workload, selector *metav1.LabelSelector) (string, error) {
+	list, err := c.Client.AppsV1().ControllerRevisions(w.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(selector)})
+	if err != nil || len(list.Items) == 0 {
+		return "", err
+	}
+	newest := slices.MaxFunc(list.Items, func(a, b appsv1.ControllerRevision) int { return cmp.Compare(a.Revision, b.Revision) })
+	return newest.Labels[appsv1.ControllerRevisionHashLabelKey], nil
 }
 
 func (o *Observed) fromDaemonSet(d *appsv1.DaemonSet) {

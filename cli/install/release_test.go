@@ -109,6 +109,7 @@ func TestWrongValues(t *testing.T) {
 		want  string
 	}{
 		{"unknown value", ValueFlags{Set: []string{"global.hubb=x"}}, "hubb"},
+		{"unknown value of a part", ValueFlags{Set: []string{"ztunnel.logLevel=debug"}}, "ztunnel: additional properties 'logLevel' not allowed"},
 		{"wrong kind", ValueFlags{Set: []string{"global.hub.x=1"}}, "global.hub"},
 		{"unknown profile", ValueFlags{Profile: "nope"}, "nope"},
 		{"unknown platform", ValueFlags{Platform: "nope"}, "global.platform"},

@@ -257,6 +257,11 @@ func (m *Mesh) askConfig(ctx context.Context) (c ConfigStatus) {
 	if err != nil || status != http.StatusOK {
 		return ConfigStatus{}
 	}
+	return ConfigOf(body)
+}
+
+// ConfigOf reads the control plane's answer at /debug/status.
+func ConfigOf(body []byte) ConfigStatus {
 	var answer struct {
 		Problems   []folder.Problem `json:"problems"`
 		Conditions []condition      `json:"conditions"`
