@@ -110,7 +110,7 @@ func upgradeCommand(e *env) *cobra.Command {
 Its values are kept, and those given are added. A version that does not become ready
 is taken back by itself. Node by node, the new ztunnel takes the old one's sockets
 over, so that no connection is lost.`,
-		Example: "  culvert upgrade --set ztunnel.logLevel=debug\n  culvert upgrade --rollback",
+		Example: "  culvert upgrade --set global.logLevel=debug\n  culvert upgrade --rollback",
 		Args:    cobra.NoArgs,
 	}
 	f := installFlagsOf(c)
