@@ -74,10 +74,12 @@ func (i *Installer) set(err error) {
 // settle is how long the folder must be quiet: tools that write it write more than
 // once. It grows while every look finds something to change, so that two tools
 // that both want the last word do not keep a node busy. look is how often the
-// folder is looked at without any notice.
+// folder is looked at without any notice, blindLook how often when there are no
+// notices at all: every tool on a node shares what the kernel has of them.
 const (
-	settle = 50 * time.Millisecond
-	look   = time.Minute
+	settle    = 50 * time.Millisecond
+	look      = time.Minute
+	blindLook = 5 * time.Second
 )
 
 // Run installs the plugin, and again whenever the folder or the program has
