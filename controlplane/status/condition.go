@@ -109,12 +109,13 @@ func texts(found []compile.Condition) string {
 	return clip(strings.Join(out, "; "))
 }
 
-// clip keeps a message within its limit.
+// clip keeps a message within its limit, and to letters: what JSON changes would be
+// found different, and written, for ever.
 func clip(text string) string {
 	if len(text) > maxMessage {
 		text = strings.ToValidUTF8(text[:maxMessage], "") + "…"
 	}
-	return text
+	return strings.ToValidUTF8(text, "\ufffd")
 }
 
 // bad returns what is wrong, among the conditions of one type.
