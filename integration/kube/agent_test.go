@@ -50,7 +50,7 @@ func isProven(t *testing.T, node, status, reason string) {
 // leases are the addresses that the node's network has given out.
 func leases(t *testing.T, node string) (n int) {
 	t.Helper()
-	files, err := filepath.Glob(nodeFile(node, "/var/lib/cni/networks/kube/"+podPrefix+"*"))
+	files, err := filepath.Glob(nodeFile(node, "/var/lib/cni/networks/*/"+podPrefix+"*"))
 	if err != nil {
 		t.Fatal(err)
 	}

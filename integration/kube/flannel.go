@@ -26,7 +26,6 @@ import (
 const (
 	flannelConfig = "/run/flannel/net-conf.json"
 	flannelSubnet = "/run/flannel/subnet.env"
-	flannelList   = "/etc/cni/net.d/10-flannel.conflist"
 )
 
 // flannelRights are what flanneld may do: what its own manifest allows.
@@ -85,7 +84,7 @@ func (s *supervisor) startFlannel() error {
 		for ; ; time.Sleep(50 * time.Millisecond) {
 			list, err := flannelNetwork(flannelSubnet)
 			if err == nil {
-				err = writeJSON(flannelList, list)
+				err = writeJSON(cniFile, list)
 			}
 			if err == nil {
 				return

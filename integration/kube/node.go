@@ -134,7 +134,12 @@ func proxyMode() string { return cmp.Or(os.Getenv("PROXY_MODE"), "nftables") }
 func cniKind() string   { return cmp.Or(os.Getenv("CNI"), "bridge") }
 
 // cniFile is the node's network configuration.
-const cniFile = "/etc/cni/net.d/10-bridge.conflist"
+var cniFile = func() string {
+	if cniKind() == "flannel" {
+		return "/etc/cni/net.d/10-flannel.conflist"
+	}
+	return "/etc/cni/net.d/10-bridge.conflist"
+}()
 
 // cniConfig is the plainest network there is: a bridge per node, or with CNI=ptp a
 // link per pod.
