@@ -32,10 +32,13 @@ const (
 	managedLabel = "gateway.istio.io/managed"
 )
 
+// proxyGrace is how long a ztunnel may take to end, when the mesh goes.
+const proxyGrace = 10 * time.Second
+
 // Uninstall takes the mesh off a cluster:
 //
 //	agents end ──▶ each node is cleaned by a Job ──▶ pods lose their annotation
-//	──▶ Helm takes the rest away ──▶ what the programs made beside the chart
+//	──▶ Helm takes the rest away ──▶ ztunnels end ──▶ what the programs made beside the chart
 //
 // Traffic goes on in the clear as soon as a node is clean; connections through a
 // tunnel break when its ztunnel ends. Objects that users wrote stay, and so do their
@@ -54,6 +57,7 @@ func (i *Installer) Uninstall(ctx context.Context, purge bool) error {
 		i.cleanNodes,
 		i.forgetPods,
 		i.removeRelease,
+		i.endProxies,
 		i.removeGateways,
 		i.removeMade,
 	}
@@ -97,7 +101,7 @@ func (i *Installer) forgetPods(ctx context.Context) error {
 	return nil
 }
 
-// removeRelease has Helm delete what it made, and waits until its pods are gone.
+// removeRelease has Helm delete what it made.
 func (i *Installer) removeRelease(ctx context.Context) error {
 	cfg, err := i.helm()
 	if err != nil {
@@ -114,10 +118,29 @@ func (i *Installer) removeRelease(ctx context.Context) error {
 		return nil
 	}
 	i.say("removed release %s", releaseName)
+	return nil
+}
+
+// endProxies ends the ztunnels within proxyGrace. By themselves they stay for as long as
+// they have connections: up to an hour, as the charts have it.
+func (i *Installer) endProxies(ctx context.Context) error {
+	api := i.Cluster.Client.CoreV1().Pods(i.Cluster.Namespace)
+	pods, err := api.List(ctx, metav1.ListOptions{LabelSelector: "app=" + proxyName})
+	if err != nil {
+		return explain("list ztunnels", err)
+	}
+	grace := int64(proxyGrace / time.Second)
+	for _, p := range pods.Items {
+		if err := api.Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &grace}); err != nil && !apierrors.IsNotFound(err) {
+			return explain("pod "+p.Name, err)
+		}
+	}
 	if err := i.podsGone(ctx, controlName, proxyName, agentName); err != nil {
 		return err
 	}
-	i.say("control plane and ztunnels have ended")
+	if len(pods.Items) > 0 {
+		i.say("control plane and ztunnels have ended")
+	}
 	return nil
 }
 
