@@ -2,6 +2,7 @@ package h2
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -129,9 +130,9 @@ func TestFrozenPeer(t *testing.T) {
 	f.freeze()
 	impatient := request(echoes)
 	impatient.Impatient = true
-	for range 2 { // on the tunnel that is there, and on one that is not made
+	for _, asked := range []bool{true, false} { // on the tunnel that is there, and on one that is not made
 		_, _, err := m.pool.Open(t.Context(), m.peer, impatient)
-		if reason.Of(err) != reason.Unresponsive {
+		if reason.Of(err) != reason.Unresponsive || errors.Is(err, hbone.ErrNoConnection) == asked {
 			t.Fatalf("open at a frozen peer: %v", err)
 		}
 	}
