@@ -146,12 +146,19 @@ func (s *stage) perform(r *row) {
 	s.awaitOldProxies()
 }
 
-// What a busy machine is forgiven, as in integration/faults: connections whose answer
-// was on its way through the process that was killed; nothing when p99 is beyond a second.
+// What is forgiven, as in integration/faults: connections whose answer was on its way
+// through the process that was killed. When p99 is beyond overwhelmed the machine is
+// too busy to say anything about the mesh.
 const (
 	maxCut      = 5
 	overwhelmed = time.Second
 )
+
+// underWay is how many connections there are at a moment: as many as begin while the
+// slow ones take their time.
+func underWay(rep *faults.Report) int {
+	return max(maxCut, int(rep.P99.Seconds()*float64(*faultRate)))
+}
 
 // judge compares a load's report with what may be lost.
 func (s *stage) judge(r *row) {
@@ -167,7 +174,7 @@ func (s *stage) judge(r *row) {
 	}
 	cut := 0
 	if r.breaks {
-		if cut = min(rep.Cut(time.Second), maxCut); cut > 0 {
+		if cut = min(rep.Cut(time.Second), underWay(rep)); cut > 0 {
 			r.note("%d connections were in flight through what was killed", cut)
 		}
 	}
