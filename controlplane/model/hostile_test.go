@@ -37,7 +37,9 @@ func TestEnlarged(t *testing.T) {
 	t.Parallel()
 	hosts := func(n int) []any { return list(n, func(i int) any { return fmt.Sprintf("h%d.example.com", i) }) }
 	ports := func(n int) []any {
-		return list(n, func(i int) any { return map[string]any{"number": i + 1, "name": fmt.Sprintf("p%d", i), "protocol": "TCP"} })
+		return list(n, func(i int) any {
+			return map[string]any{"number": i + 1, "name": fmt.Sprintf("p%d", i), "protocol": "TCP"}
+		})
 	}
 	endpoints := func(n int) []any {
 		return list(n, func(i int) any { return map[string]any{"address": fmt.Sprintf("10.1.%d.%d", i/256, i%256)} })
@@ -72,5 +74,21 @@ func TestEnlarged(t *testing.T) {
 				t.Errorf("became %d ports of endpoints", n)
 			}
 		})
+	}
+}
+
+// TestEnded: a pod that has ended is nobody's to act for, though it is listed still.
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	for phase, alive := range map[string]bool{"Running": true, "Pending": true, "Succeeded": false, "Failed": false} {
+		m := New(compile.Mesh{})
+		p := &source.Pod{Meta: source.Meta{Namespace: "a", Name: "b"}, UID: "u", Node: "n", ServiceAccount: "c", Phase: phase}
+		m.Apply(source.Update{Set: []source.Object{p}})
+		if _, _, _, ok := m.Pod("a", "b"); ok != alive {
+			t.Errorf("%s: Pod says %v", phase, ok)
+		}
+		if ok := m.Runs("n", "a", "c"); ok != alive {
+			t.Errorf("%s: Runs says %v", phase, ok)
+		}
 	}
 }
