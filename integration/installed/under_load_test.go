@@ -192,6 +192,7 @@ type podState struct {
 	Spec   struct{ NodeName string }
 	Status struct {
 		Phase, PodIP string
+		StartTime    string // when its kubelet took it up; empty before
 		Conditions   []struct{ Type, Status string }
 	}
 }

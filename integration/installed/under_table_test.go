@@ -16,7 +16,7 @@ func writeTable(rows []*row, away time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# What is lost when something breaks, on Kubernetes
 
-Written by `+"`make faults`"+` on %s: a real cluster of two nodes (`+"`integration/kube`"+`), the mesh installed from images by
+Written by `+"`make faults AWAY=%v`"+` on %s: a real cluster of two nodes (`+"`integration/kube`"+`), the mesh installed from images by
 `+"`culvert install`"+`, STRICT mutual TLS. From a pod on node 1, by ClusterIP: %d new connections a second to an application of three replicas
 on both nodes, and 16 streams of 20 messages a second to a pod on node 2. A new connection is one message and its answer. What is away is
 away for %v. Everything ran on %d cores that the cluster, both nodes, the load and the capture share (load average at the end %s). Upstream's
@@ -26,7 +26,7 @@ The wire between the nodes was read during every row: no message in the clear, b
 
 | event | upstream: new connections failed · streams broken | ours, to reach | measured: new connections failed · streams broken | measured beside it | p99, slowest new connection | reached |
 |---|---|---|---|---|---|---|
-`, time.Now().UTC().Format("2006-01-02"), *faultRate, away, runtime.NumCPU(), loadAverage())
+`, away, time.Now().UTC().Format("2006-01-02"), *faultRate, away, runtime.NumCPU(), loadAverage())
 	for _, r := range rows {
 		if r.report == nil {
 			fmt.Fprintf(&b, "| %s | %s | %s | did not come to an end | | | no |\n", r.name, r.upstream, r.ours)
