@@ -35,7 +35,7 @@ import (
 	workloadpb "github.com/culvert-mesh/culvert/pkg/wire/workload"
 )
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // plane is a control plane on loopback, over a folder.
 type plane struct {

@@ -87,7 +87,6 @@ func TestNamesThatArePaths(t *testing.T) {
 // taken over.
 func TestMadeMeanwhile(t *testing.T) {
 	run(t, func(t *testing.T, s *server) {
-		s.define()
 		var once sync.Once
 		s.bare.PrependReactor("get", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
 			defer once.Do(func() {
@@ -96,6 +95,7 @@ func TestMadeMeanwhile(t *testing.T) {
 			})
 			return true, nil, apierrors.NewNotFound(kindDeployment.Resource.GroupResource(), "waypoint")
 		})
+		s.define() // after that the client is in use
 		s.put(gateways, gatewayText("waypoint", ""))
 		time.Sleep(time.Second)
 		obj, err := s.client.Tracker().Get(kindDeployment.Resource, "shop", "waypoint")
@@ -112,13 +112,13 @@ func TestMadeMeanwhile(t *testing.T) {
 // work on others.
 func TestPanic(t *testing.T) {
 	run(t, func(t *testing.T, s *server) {
-		s.define()
 		s.client.PrependReactor("patch", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
 			if a.(clienttesting.PatchAction).GetName() == "bad" {
 				panic("nobody thought of that")
 			}
 			return false, nil, nil
 		})
+		s.define() // after that the client is in use
 		s.put(gateways, gatewayText("bad", ""))
 		s.put(gateways, gatewayText("good", ""))
 		time.Sleep(time.Second)
