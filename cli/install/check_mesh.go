@@ -203,7 +203,7 @@ func checkAuthority(f *Facts) []Result {
 	case a.Secret == "":
 		return one(Failed, "", "there is neither Secret "+pluggedCA+" nor "+selfMadeCA+": nobody gets a certificate", fmt.Sprintf("kubectl logs -n %s deploy/%s", f.Namespace, controlName))
 	case a.Error != "":
-		return one(Failed, a.Secret, a.Error, "its keys must be ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem, in PEM")
+		return one(Failed, a.Secret, a.Error, "give it ca-cert.pem with its own ca-key.pem, cert-chain.pem and root-cert.pem, in PEM; until then the last good authority signs, if there was one")
 	case left <= 0:
 		return one(Failed, a.Secret, "the authority's certificate ended at "+a.Expires.UTC().Format(time.RFC3339), fix)
 	case left < soon:

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -100,7 +101,7 @@ func noCluster(err error) error {
 		return laptop.WithHint(errors.New("no cluster: there is no kubeconfig"), "give --kubeconfig FILE or set $KUBECONFIG; kubectl config view shows what there is")
 	case errors.Is(err, os.ErrNotExist):
 		return laptop.WithHint(fmt.Errorf("no cluster: %w", err), "--kubeconfig and $KUBECONFIG name files that must exist")
-	case clientcmd.IsContextNotFound(err):
+	case clientcmd.IsContextNotFound(err), strings.HasPrefix(err.Error(), "context ") && strings.HasSuffix(err.Error(), "does not exist"):
 		return laptop.WithHint(fmt.Errorf("no cluster: %w", err), "kubectl config get-contexts lists the contexts")
 	case apierrors.IsUnauthorized(err):
 		return laptop.WithHint(fmt.Errorf("no cluster: %w", err), "the credentials of the kubeconfig are not valid (any more): log in again")

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -228,15 +229,26 @@ func (c *Cluster) authority(ctx context.Context) (a Authority, err error) {
 			return a, err
 		}
 		a.Secret = name
-		certs, err := certificates(string(s.Data["ca-cert.pem"]))
-		if err != nil {
-			a.Error = "ca-cert.pem: " + err.Error()
-			return a, nil
-		}
-		a.Expires = certs[0].NotAfter
+		a.Expires, a.Error = readAuthority(s.Data)
 		return a, nil
 	}
 	return a, nil
+}
+
+// readAuthority is when an authority's certificate ends, or why it cannot sign.
+func readAuthority(data map[string][]byte) (expires time.Time, problem string) {
+	cert, key := "ca-cert.pem", "ca-key.pem"
+	if len(data[cert]) == 0 && len(data["tls.crt"]) > 0 { // as cert-manager writes it
+		cert, key = "tls.crt", "tls.key"
+	}
+	certs, err := certificates(string(data[cert]))
+	if err != nil {
+		return expires, cert + ": " + err.Error()
+	}
+	if _, err := tls.X509KeyPair(data[cert], data[key]); err != nil {
+		return expires, fmt.Sprintf("%s and %s: %v", cert, key, err)
+	}
+	return certs[0].NotAfter, ""
 }
 
 // certificates reads PEM: at least one.

@@ -120,6 +120,9 @@ func (i *Installer) Upgrade(ctx context.Context, flags ValueFlags) error {
 	return i.change(ctx, c, vals, last)
 }
 
+// errAtWork says that another command was quicker: what it does is not to be undone.
+var errAtWork = errors.New("another command has changed the release at the same time")
+
 // change upgrades a release and takes it back when that fails.
 func (i *Installer) change(ctx context.Context, c *chart.Chart, vals map[string]any, last *release.Release) error {
 	cfg, err := i.helm()
@@ -136,7 +139,7 @@ func (i *Installer) change(ctx context.Context, c *chart.Chart, vals map[string]
 	} else {
 		err = i.settle(ctx, done.(*release.Release))
 	}
-	if err == nil || ctx.Err() != nil || last.Info.Status != common.StatusDeployed {
+	if err == nil || ctx.Err() != nil || last.Info.Status != common.StatusDeployed || errors.Is(err, errAtWork) {
 		return err
 	}
 	i.say("failed: %v", err)

@@ -2,11 +2,13 @@ package install
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v4/pkg/release/common"
+	"helm.sh/helm/v4/pkg/storage/driver"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -97,6 +99,16 @@ func TestRender(t *testing.T) {
 	want := []Workload{{"DaemonSet", "mesh", agentName}, {"DaemonSet", "mesh", proxyName}, {"Deployment", "mesh", controlName}}
 	if d := cmp.Diff(want, workloadsOf(manifest, "mesh")); d != "" {
 		t.Error(d)
+	}
+}
+
+// Who comes second leaves alone what the first does.
+func TestAtWork(t *testing.T) {
+	t.Parallel()
+	err := explain("upgrade", fmt.Errorf("create: %w", driver.ErrReleaseExists))
+	var hint *laptop.HintError
+	if !errors.Is(err, errAtWork) || !errors.As(err, &hint) {
+		t.Errorf("%v, hint %v", err, hint)
 	}
 }
 
