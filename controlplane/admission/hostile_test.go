@@ -2,6 +2,7 @@ package admission
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -86,4 +87,39 @@ func TestLongTexts(t *testing.T) {
 	if strings.ToValidUTF8(answer.Result.Message, "") != answer.Result.Message {
 		t.Error("a letter was cut through")
 	}
+}
+
+// TestReaders: of one address only so many are read at a time.
+func TestReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := readers{by: map[string]*reader{}}
+		r := httptest.NewRequest(http.MethodPost, Path, nil)
+		for range maxReading {
+			if !l.enter(r) {
+				t.Fatal("there is a place")
+			}
+		}
+		late, cancel := context.WithCancel(t.Context())
+		entered := make(chan bool, 2)
+		go func() { entered <- l.enter(r) }()
+		go func() { entered <- l.enter(r.WithContext(late)) }()
+		synctest.Wait()
+		if len(entered) > 0 {
+			t.Error("more entered than there are places")
+		}
+		cancel()
+		if <-entered {
+			t.Error("who is gone entered")
+		}
+		l.leave(r)
+		if !<-entered {
+			t.Error("a place that was left is not taken")
+		}
+		for range maxReading {
+			l.leave(r)
+		}
+		if len(l.by) > 0 {
+			t.Error("an address is remembered")
+		}
+	})
 }

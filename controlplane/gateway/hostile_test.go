@@ -144,3 +144,33 @@ func TestHostnamesThatArePaths(t *testing.T) {
 		t.Errorf("the API server was asked %d times", asked)
 	}
 }
+
+// TestForeign: what was made for another Gateway is not taken over, and only the very
+// object that was seen is deleted.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	term := &term{Controller: New(Config{Client: s.client, Metadata: s.bare})}
+	in := Inputs{Gateway: &gatewayv1.Gateway{}}
+	in.Gateway.Namespace, in.Gateway.Name = "shop", "waypoint"
+	plan := Plan{Apply: []Object{{Kind: kindService, Name: "waypoint"}}}
+	for gateway, foreign := range map[string]bool{"waypoint": false, "another": true} {
+		s.meta(kindService.Resource, "shop", "waypoint", map[string]string{LabelManaged: ManagedMesh, LabelGatewayName: gateway}, "1")
+		if names, err := term.foreign(t.Context(), in, plan); err != nil || (len(names) > 0) != foreign {
+			t.Errorf("made for %s: %v, %v", gateway, names, err)
+		}
+	}
+	var asked clienttesting.DeleteActionImpl
+	s.client.PrependReactor("delete", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		asked = a.(clienttesting.DeleteActionImpl)
+		return true, nil, nil
+	})
+	l := &Live{Kind: kindService.Kind}
+	l.Namespace, l.Name, l.UID = "shop", "waypoint", "seen"
+	if err := term.remove(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if p := asked.DeleteOptions.Preconditions; p == nil || p.UID == nil || *p.UID != "seen" {
+		t.Errorf("deleted with %+v", p)
+	}
+}
