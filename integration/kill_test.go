@@ -8,28 +8,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/integration/script"
 	"github.com/culvert-mesh/culvert/pkg/run"
 )
 
-// kill9 kills a component, or a pod's process by the beginning of the pod's name,
+// Kill kills a component, or a pod's process by the beginning of the pod's name,
 // and waits until the process is gone.
-func kill9(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: kill9 COMPONENT|NAMESPACE/POD")
+func (laptopHost) Kill(ts *testscript.TestScript, what string) error {
+	pid, err := processOf(ts.Getenv("CULVERT_NAME"), what)
+	if err == nil && pid == 0 {
+		err = fmt.Errorf("%s does not run", what)
 	}
-	pid, err := processOf(ts.Getenv("CULVERT_NAME"), args[0])
-	ts.Check(err)
-	if pid == 0 {
-		ts.Fatalf("%s does not run", args[0])
+	if err != nil {
+		return err
 	}
-	ts.Check(kill(pid))
+	return kill(pid)
 }
 
 // componentOf returns the process of a component of a mesh, 0 if it does not run.
@@ -84,7 +83,7 @@ func kill(pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
-	for end := time.Now().Add(scriptPatience); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(script.Patience); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
 		state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if strings.Contains(string(state), ") Z ") {
 			return nil
@@ -96,41 +95,26 @@ func kill(pid int) error {
 	return nil
 }
 
-// killers are the components that are kept dead, by mesh and name.
-var killers sync.Map
-
-// keepDead kills a component now, and again as often as it comes back, until
-// letLive: before it can serve, also where starting a program to ask for the
-// process would take longer than that.
-func keepDead(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: keepdead COMPONENT")
+// KeepDead kills a component now, and again as often as it comes back: before it can
+// serve, also where starting a program to ask for the process would take longer than
+// that.
+func (h laptopHost) KeepDead(ts *testscript.TestScript, what string) (func(), error) {
+	if err := h.Kill(ts, what); err != nil {
+		return nil, err
 	}
-	kill9(ts, false, args)
-	mesh, stopped := ts.Getenv("CULVERT_NAME"), make(chan struct{})
-	client, err := laptop.NewClient(mesh)
-	ts.Check(err)
+	client, err := laptop.NewClient(ts.Getenv("CULVERT_NAME"))
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	end := sync.OnceFunc(func() { stop(); <-stopped })
-	killers.Store(mesh+"/"+args[0], end)
-	ts.Defer(end)
+	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		for run.Sleep(ctx, 2*time.Millisecond) == nil {
-			if pid, err := componentOf(ctx, client, args[0]); err == nil && pid != 0 {
+			if pid, err := componentOf(ctx, client, what); err == nil && pid != 0 {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
 	}()
-}
-
-func letLive(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: letlive COMPONENT")
-	}
-	end, ok := killers.LoadAndDelete(ts.Getenv("CULVERT_NAME") + "/" + args[0])
-	if !ok {
-		ts.Fatalf("%s is not kept dead", args[0])
-	}
-	end.(func())()
+	return func() { stop(); <-stopped }, nil
 }

@@ -1,10 +1,10 @@
-// This host runs whole meshes: each script under scripts/ is a session
-// of a person with one, and says what that person must see.
+// This host runs whole meshes on this machine: each script under scripts/ is a
+// session of a person with one, and says what that person must see.
 //
-//	scripts/*.txtar ─▶ this host: culvert up on this machine
+//	scripts/*.txtar ─▶ package script ─▶ this host: culvert up
 //
-// Scripts use the commands of testscript and those in commands() below. Each has
-// a mesh of its own, named by $CULVERT_NAME, that is taken down at its end.
+// Each script has a mesh of its own, named by $CULVERT_NAME, that is taken down at its
+// end.
 package integration
 
 import (
@@ -15,12 +15,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
 	"github.com/culvert-mesh/culvert/integration/programs"
+	"github.com/culvert-mesh/culvert/integration/script"
 )
 
 // bin is the folder of the programs under test.
@@ -34,11 +34,17 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "scripts", Setup: setup, Cmds: commands()})
+	script.Run(t, "scripts", laptopHost{}, os.Environ())
 }
 
-// setup gives a script a mesh name, and the programs under test in its PATH.
-func setup(e *testscript.Env) error {
+// laptopHost is this machine.
+type laptopHost struct{}
+
+func (laptopHost) Name() string   { return "laptop" }
+func (laptopHost) Parallel() bool { return true }
+
+// Setup gives a script a mesh name, and the programs under test in its PATH.
+func (laptopHost) Setup(e *testscript.Env) error {
 	name := "t-" + strings.TrimSuffix(filepath.Base(e.WorkDir), ".txtar")
 	name = strings.ToLower(regexp.MustCompile(`[^a-zA-Z0-9]+`).ReplaceAllString(strings.TrimPrefix(name, "t-script-"), "-"))
 	name = fmt.Sprintf("it-%d-%s", os.Getpid(), strings.Trim(name, "-"))
@@ -53,6 +59,9 @@ func setup(e *testscript.Env) error {
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	e.Setenv("BIN", bin)
 	e.Setenv("SHOP", example)
+	e.Setenv("SERVICES", "10.96")
+	e.Setenv("PODS", "10.244")
+	e.Setenv("REVERSED", "96.10")
 	for _, n := range []string{name, name + "-b"} {
 		dir, err := laptop.DirOf(n)
 		if err != nil {
@@ -75,63 +84,5 @@ func takeDown(e *testscript.Env, name string, dir laptop.Dir) {
 	}
 	if out, err := exec.Command(filepath.Join(bin, "culvert"), "down", "--name", name).CombinedOutput(); err != nil {
 		e.T().Log(fmt.Sprintf("culvert down: %v\n%s", err, out))
-	}
-}
-
-// scriptPatience is how long a script waits for what must come.
-const scriptPatience = 30 * time.Second
-
-// commands are what scripts can do beside testscript's own commands.
-func commands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){
-		// until REGEXP CMD...   repeats CMD until it succeeds and prints REGEXP
-		"until": until,
-		// kill9 COMPONENT       kills the component's process; "up" is culvert itself
-		"kill9": kill9,
-		// keepdead COMPONENT    kills it as often as it comes back
-		"keepdead": keepDead,
-		// letlive COMPONENT     does so no more
-		"letlive": letLive,
-		// file PATH             waits until a file exists
-		"file": awaitFile,
-	}
-}
-
-// until repeats a command; with ! until it fails or stops printing the text.
-func until(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: [!] until REGEXP CMD [ARG...]")
-	}
-	re, err := regexp.Compile(args[0])
-	ts.Check(err)
-	var out []byte
-	for end := time.Now().Add(scriptPatience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		cmd := exec.Command(filepath.Join(bin, args[1]), args[2:]...)
-		if _, err := os.Stat(cmd.Path); err != nil {
-			cmd = exec.Command(args[1], args[2:]...)
-		}
-		cmd.Dir = ts.Getenv("WORK")
-		cmd.Env = append(os.Environ(), "CULVERT_NAME="+ts.Getenv("CULVERT_NAME"), "PATH="+ts.Getenv("PATH"))
-		out, err = cmd.CombinedOutput()
-		if (err == nil && re.Match(out)) != neg {
-			return
-		}
-	}
-	ts.Fatalf("%s: after %s still: %v\n%s", strings.Join(args[1:], " "), scriptPatience, err, out)
-}
-
-// awaitFile waits until a file exists, or with ! until it does not.
-func awaitFile(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 1 {
-		ts.Fatalf("usage: [!] file PATH")
-	}
-	path := ts.MkAbs(args[0])
-	for end := time.Now().Add(scriptPatience); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(path); (err == nil) != neg {
-			return
-		}
-		if time.Now().After(end) {
-			ts.Fatalf("%s: exists %v after %s", path, neg, scriptPatience)
-		}
 	}
 }

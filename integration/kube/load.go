@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 )
 
@@ -27,7 +28,7 @@ func load(ctx context.Context, l layout, files []string) error {
 }
 
 // packImage makes an image of one static program, which also gets the names in links,
-// and loads it into every node.
+// and loads it into every node. What follows the program's path are its first arguments.
 func packImage(ctx context.Context, l layout, image, program string, links []string) error {
 	dir, err := os.MkdirTemp("", "kube-pack-")
 	if err != nil {
@@ -35,7 +36,8 @@ func packImage(ctx context.Context, l layout, image, program string, links []str
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "image.tar")
-	if err := writeImage(file, image, "/"+filepath.Base(program), program, links...); err != nil {
+	program, args, _ := strings.Cut(program, " ")
+	if err := writeImage(file, image, "/"+filepath.Base(program)+" "+args, program, links...); err != nil {
 		return err
 	}
 	return load(ctx, l, []string{file})
