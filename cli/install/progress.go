@@ -275,6 +275,8 @@ var remedies = []struct{ word, fix string }{
 	{"hostPath", "a folder of the node is elsewhere or read-only: --platform NAME, or the folders in the values of chart cni"},
 	{"read-only file system", "a folder of the node is read-only: --set cni.cniBinDir or cni.cniConfDir to one that is not, or --platform NAME"},
 	{trustBundle, "the control plane writes it into every namespace as soon as a replica leads: is it ready?"},
+	{"cni plugin not initialized", "the node has no CNI configuration yet: install the cluster's CNI plugin first; where it keeps its configuration elsewhere, --platform NAME or --set cni.cniConfDir"},
+	{"probe failed with statuscode", "it runs and is not ready: kubectl logs -n NAMESPACE POD says why; if something is forbidden there, its roles were changed, and culvert upgrade puts them back"},
 	{"CrashLoopBackOff", "the program ends as soon as it starts: kubectl logs -n NAMESPACE POD --previous says why"},
 }
 
