@@ -280,6 +280,51 @@ func TestSuccession(t *testing.T) {
 	expect(t, changes, false)
 }
 
+// TestYoungerSockets: a ztunnel that started while there was no store has opened
+// sockets of its own. An older one that finds the new store after it does not put its
+// own in their place: nobody would accept what comes to them when it has left.
+func TestYoungerSockets(t *testing.T) {
+	_, path, _ := serve(t, StoreConfig{})
+	old := NewClient(ClientConfig{Path: path})
+	younger, stop := attach(t, ClientConfig{Path: path})
+	theirs, ours := listenTCP(t), listenTCP(t)
+	Stores{younger}.Put(key("a"), map[string]syscall.Conn{"x": ours})
+	if err := old.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- old.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	held := func() string {
+		files, err := old.Take(key("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer files["x"].Close()
+		l, err := net.FileListener(files["x"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	Stores{old}.Put(key("a"), map[string]syscall.Conn{"x": theirs})
+	if held() != ours.Addr().String() {
+		t.Error("the older one's socket took the place of the younger one's")
+	}
+	stop()
+	await(t, "the older one is alone, and deposits", func() bool {
+		Stores{old}.Put(key("a"), map[string]syscall.Conn{"x": theirs})
+		return held() == theirs.Addr().String()
+	})
+}
+
 func expect(t *testing.T, changes <-chan bool, want bool) {
 	t.Helper()
 	select {
@@ -463,7 +508,7 @@ func TestPodLeavesMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.put(message{Op: opPut, Pod: "p", Namespace: "n", Names: []string{"s"}}, []int{fd}); err == nil {
+	if err := store.put(&peer{}, message{Op: opPut, Pod: "p", Namespace: "n", Names: []string{"s"}}, []int{fd}); err == nil {
 		t.Error("taken")
 	}
 	if pods, sockets := store.Held(); pods != 0 || sockets != 0 {

@@ -41,6 +41,7 @@ type Store struct {
 
 // sockets are those of one pod.
 type sockets struct {
+	by        *peer // who deposited them
 	namespace string
 	fds       map[string]int
 }
@@ -135,7 +136,7 @@ func (s *Store) handle(p *peer, m message, in []int) (answer message, out []int)
 	var err error
 	switch m.Op {
 	case opPut:
-		err = s.put(m, in)
+		err = s.put(p, m, in)
 	case opTake:
 		answer.Names, out, err = s.take(m)
 	case opDrop:
@@ -160,10 +161,12 @@ func (s *Store) handle(p *peer, m message, in []int) (answer message, out []int)
 	return answer, out
 }
 
-// put keeps a pod's sockets. One that is there already under its name is replaced:
-// of two ztunnels that disagree the later one is right. Sockets of another network
-// namespace are of an earlier life of the pod.
-func (s *Store) put(m message, fds []int) error {
+// put keeps a pod's sockets. One that is there already under its name is replaced,
+// unless it is of a younger ztunnel, which found an empty store and opened its own:
+// the older one's would be held beside them when it has left, and the kernel would
+// go on giving them a share of the connections. Sockets of another network namespace
+// are of an earlier life of the pod.
+func (s *Store) put(p *peer, m message, fds []int) error {
 	pod := mesh.PodUID(m.Pod)
 	if err := checkSockets(fds); err != nil {
 		packet.Close(fds...)
@@ -173,7 +176,7 @@ func (s *Store) put(m message, fds []int) error {
 		packet.Close(fds...)
 		return errForeign
 	}
-	if err := s.keep(pod, m, fds); err != nil {
+	if err := s.keep(p, pod, m, fds); err != nil {
 		return err
 	}
 	if !s.known(pod) { // it has left meanwhile, and been dropped before there was anything
@@ -183,15 +186,22 @@ func (s *Store) put(m message, fds []int) error {
 	return nil
 }
 
-var errForeign = errors.New("the pod is not in the mesh")
+var (
+	errForeign = errors.New("the pod is not in the mesh")
+	errYounger = errors.New("a younger ztunnel has deposited its own")
+)
 
 func (s *Store) known(pod mesh.PodUID) bool { return s.cfg.Known == nil || s.cfg.Known(pod) }
 
 // keep is put for a pod that is known.
-func (s *Store) keep(pod mesh.PodUID, m message, fds []int) error {
+func (s *Store) keep(p *peer, pod mesh.PodUID, m message, fds []int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	held := s.pods[pod]
+	if held != nil && held.namespace == m.Namespace && slices.Contains(s.clients, held.by) && byAge(p, held.by) < 0 {
+		packet.Close(fds...)
+		return errYounger
+	}
 	if held == nil && len(s.pods) == maxPods {
 		packet.Close(fds...)
 		return fmt.Errorf("more than %d pods", maxPods)
@@ -201,9 +211,10 @@ func (s *Store) keep(pod mesh.PodUID, m message, fds []int) error {
 		held = nil
 	}
 	if held == nil {
-		held = &sockets{m.Namespace, map[string]int{}}
+		held = &sockets{namespace: m.Namespace, fds: map[string]int{}}
 		s.pods[pod] = held
 	}
+	held.by = p
 	for i, name := range m.Names {
 		old, had := held.fds[name]
 		switch {
