@@ -58,6 +58,7 @@ type Client struct {
 	status Status // reported anew to every store
 
 	superseded atomic.Bool // as the last store said, also after its end
+	reached    atomic.Bool // a store was there once
 }
 
 // link is one connection.
@@ -102,6 +103,7 @@ func (c *Client) Attach() error {
 	c.link = l
 	status := c.status
 	c.mu.Unlock()
+	c.reached.Store(true)
 	go c.receive(l)
 	return c.Report(status)
 }

@@ -346,6 +346,9 @@ func TestAnotherStore(t *testing.T) {
 	c = NewClient(ClientConfig{Path: path, Attached: func() {
 		Stores{c}.Put(key("a"), map[string]syscall.Conn{"x": l})
 	}})
+	if (Stores{c}).Lasting() {
+		t.Error("a store that nobody has reached yet is waited for")
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
@@ -354,6 +357,9 @@ func TestAnotherStore(t *testing.T) {
 	c.Report(Status{State: Serving})
 	stop()
 	await(t, "detached", func() bool { return !c.Attached() })
+	if all := (Stores{c}); all.Shared() || !all.Lasting() {
+		t.Errorf("between two stores: shared %v, lasting %v", all.Shared(), all.Lasting())
+	}
 	if _, err := c.Take(key("a")); !errors.Is(err, ErrDetached) {
 		t.Errorf("without a store: %v", err)
 	}

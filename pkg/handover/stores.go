@@ -118,6 +118,17 @@ func (s Stores) Shared() bool {
 	return false
 }
 
+// Lasting reports whether a store from which a successor takes is there, or was: an
+// agent that restarts, perhaps in the same rollout as ourselves, comes back.
+func (s Stores) Lasting() bool {
+	for _, c := range s {
+		if !c.cfg.Private && c.reached.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // Superseded reports whether a successor serves.
 func (s Stores) Superseded() bool {
 	for _, c := range s {

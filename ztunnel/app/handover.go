@@ -170,7 +170,7 @@ func (a *App) leave(ctx context.Context) {
 	start := time.Now()
 	alone, beside := start.Add(a.cfg.DrainTime), start.Add(a.cfg.Handover.Overlap)
 	superseded := a.stores.Superseded()
-	if a.stores.Shared() && !superseded {
+	if a.stores.Lasting() && !superseded {
 		a.log.Info("leaving, no successor yet", "deadline", a.cfg.DrainTime)
 		a.setLeaving(handover.Leaving, alone)
 		superseded = a.awaitSuccessor(ctx, alone)
