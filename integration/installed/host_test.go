@@ -32,8 +32,9 @@ type clusterHost struct{}
 func (clusterHost) Name() string   { return "kube" }
 func (clusterHost) Parallel() bool { return false }
 
-// echoImage is what the scripts' pods run, by the name that a node gives it.
-const echoImage = "docker.io/culvert/echo:latest"
+// echoImage is what the scripts' pods run in the place of culvert/echo, which a
+// node would take for an image of a public registry.
+const echoImage = "culvert.test/echo:v1"
 
 // runScripts runs them all, with the program that they talk to in their PATH.
 func runScripts(t *testing.T) {

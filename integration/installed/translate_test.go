@@ -107,7 +107,7 @@ func adapt(m map[string]any) (account string) {
 	containers, _ := spec["containers"].([]any)
 	for _, c := range containers {
 		if c, ok := c.(map[string]any); ok && c["image"] == "culvert/echo" {
-			c["imagePullPolicy"] = "Never"
+			c["image"], c["imagePullPolicy"] = echoImage, "Never"
 		}
 	}
 	account, _ = spec["serviceAccountName"].(string)
