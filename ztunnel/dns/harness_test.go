@@ -134,7 +134,7 @@ func startHeld(t *testing.T) (r *resolver, u *upstream, release chan struct{}) {
 	release = make(chan struct{})
 	u = startUpstream(t, func(q *dns.Msg, _ []byte, _ bool) [][]byte {
 		<-release
-		return [][]byte{says1(q, 0, "@ 0 IN A 192.0.2.1")}
+		return [][]byte{says1(q, 0, "@ 60 IN A 192.0.2.1")}
 	})
 	return startResolver(t, options{servers: []netip.AddrPort{u.addr}}), u, release
 }
