@@ -1,12 +1,26 @@
 package app
 
 import (
+	"context"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/culvert-mesh/culvert/pkg/handover"
+	"github.com/culvert-mesh/culvert/pkg/hbone/hbonetest"
+	"github.com/culvert-mesh/culvert/pkg/logging"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
+	"github.com/culvert-mesh/culvert/ztunnel/inpod"
 )
 
 func TestConfigHandover(t *testing.T) {
@@ -71,5 +85,130 @@ func TestListenersOn(t *testing.T) {
 	l.Close()
 	if n, err := listenersOn(port); n != 0 || err != nil {
 		t.Errorf("%d listeners after it was closed, %v", n, err)
+	}
+}
+
+// busy is a pod's proxy whose one connection is cut by Drain.
+type busy struct {
+	ns       *netns.NS
+	deadline time.Time // of Drain
+	once     sync.Once
+	closed   chan struct{}
+}
+
+func (b *busy) Listen(context.Context) error { return nil }
+func (b *busy) Run(context.Context) error    { <-b.closed; return nil }
+func (b *busy) Deposit()                     {}
+func (b *busy) Open() int                    { return 1 }
+func (b *busy) Drain(ctx context.Context)    { b.deadline, _ = ctx.Deadline() }
+func (b *busy) Gone(context.Context)         {}
+func (b *busy) Close()                       { b.once.Do(func() { close(b.closed); b.ns.Close() }) }
+
+// serveStore runs a store of sockets until stop or the test's end.
+func serveStore(t *testing.T, path string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- handover.NewStore(handover.StoreConfig{}).Run(ctx, path) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	hbonetest.Until(t, "the store to listen", func() bool { _, err := os.Stat(path); return err == nil })
+	return stop
+}
+
+// leaver is a ztunnel with one busy pod and a store at path, which it has reached.
+func leaver(t *testing.T, path string) (*App, *busy) {
+	t.Helper()
+	cfg := parse(t, "XDS_ADDRESS=", "FAKE_CA=true", "INPOD_UDS=", "HANDOVER_UDS="+path)
+	cfg.ReadyPort, cfg.DrainTime, cfg.Handover.Overlap = 0, time.Hour, 3*time.Hour
+	var a *App
+	if err := logging.During(io.Discard, 0, func(w *logging.Writer) (err error) {
+		a, err = New(cfg, w)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pod := &busy{closed: make(chan struct{})}
+	a.log = slog.New(slog.DiscardHandler)
+	a.pods = inpod.New(inpod.Config{
+		New:   func(_ mesh.PodUID, _ mesh.PodInfo, ns *netns.NS) inpod.Proxy { pod.ns = ns; return pod },
+		Ready: func() {}, NotReady: func() {},
+		Metrics: inpod.NewMetrics(prometheus.NewRegistry()), Log: a.log,
+	})
+	ns, err := netnstest.New(t).Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.pods.Add(t.Context(), "pod", mesh.PodInfo{Name: "pod", Namespace: "default"}, ns); err != nil {
+		t.Fatal(err)
+	}
+	runStores(t, a.stores)
+	hbonetest.Until(t, "the store to be reached", a.stores.Attached)
+	return a, pod
+}
+
+// runStores keeps connections until the test ends.
+func runStores(t *testing.T, stores handover.Stores) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for _, s := range stores {
+		running.Go(func() {
+			if err := s.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() { cancel(); running.Wait() })
+}
+
+// TestLeaveWhileAgentIsAway: an agent that restarts in the same rollout comes back,
+// and with it the successor, to which the connections are left.
+func TestLeaveWhileAgentIsAway(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "store")
+	stop := serveStore(t, path)
+	a, pod := leaver(t, path)
+	stop()
+	hbonetest.Until(t, "the store to be gone", func() bool { return !a.stores.Attached() })
+
+	ended := make(chan struct{})
+	start := time.Now()
+	go func() { defer close(ended); a.leave(t.Context()) }()
+	hbonetest.Until(t, "ztunnel to leave", func() bool { return a.Status().State != handover.Starting })
+	if s := a.Status(); s.State != handover.Leaving {
+		t.Fatalf("%+v before there is a successor", s)
+	}
+
+	serveStore(t, path)
+	hbonetest.Until(t, "the store to be reached again", a.stores.Attached)
+	next := handover.NewClient(handover.ClientConfig{Path: path})
+	runStores(t, handover.Stores{next})
+	hbonetest.Until(t, "a successor to serve", func() bool { return next.Report(handover.Status{State: handover.Serving}) == nil })
+	<-ended
+	if s := a.Status(); s.State != handover.Draining {
+		t.Errorf("%+v at the end", s)
+	}
+	if pod.deadline.Before(start.Add(a.cfg.Handover.Overlap)) {
+		t.Errorf("the pod's connections may go on for %s, want %s", pod.deadline.Sub(start), a.cfg.Handover.Overlap)
+	}
+}
+
+// TestLeaveAlone: who has never had a store has no successor to wait for.
+func TestLeaveAlone(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "store")
+	serveStore(t, path)
+	a, pod := leaver(t, path)
+	a.stores = handover.Stores{handover.NewClient(handover.ClientConfig{Path: path + ".none"})}
+	start := time.Now()
+	a.leave(t.Context())
+	if a.Status().State != handover.Draining || pod.deadline.After(start.Add(a.cfg.Handover.Overlap)) {
+		t.Errorf("%+v, and the pod's connections may go on for %s, want %s", a.Status(), pod.deadline.Sub(start), a.cfg.DrainTime)
 	}
 }
