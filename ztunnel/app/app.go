@@ -221,7 +221,7 @@ func (a *App) settings() proxy.Settings {
 const leaveTime = 5 * time.Second
 
 func (a *App) buildPods() error {
-	ready, notReady := a.ready.Gate("workload proxy manager")
+	ready, _ := a.ready.Gate("workload proxy manager")
 	if a.listening = ready; a.cfg.ZDSSocket == "" && !a.cfg.dedicated() {
 		ready()
 	}
@@ -229,10 +229,9 @@ func (a *App) buildPods() error {
 		New: func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) inpod.Proxy {
 			return a.node.NewPod(uid, info, ns)
 		},
-		Ready:    func() { ready(); a.serves() },
-		NotReady: notReady,
-		Metrics:  inpod.NewMetrics(a.registry),
-		Log:      logging.Scope(a.log, "inpod"),
+		Ready:   func() { ready(); a.serves() },
+		Metrics: inpod.NewMetrics(a.registry),
+		Log:     logging.Scope(a.log, "inpod"),
 	})
 	if a.cfg.ZDSSocket != "" {
 		a.zds = zds.NewClient(a.cfg.ZDSSocket, a.pods, zds.ClientConfig{Log: logging.Scope(a.log, "zds")})

@@ -136,8 +136,7 @@ func leaver(t *testing.T, path string) (*App, *busy) {
 	pod := &busy{closed: make(chan struct{})}
 	a.log = slog.New(slog.DiscardHandler)
 	a.pods = inpod.New(inpod.Config{
-		New:   func(_ mesh.PodUID, _ mesh.PodInfo, ns *netns.NS) inpod.Proxy { pod.ns = ns; return pod },
-		Ready: func() {}, NotReady: func() {},
+		New:     func(_ mesh.PodUID, _ mesh.PodInfo, ns *netns.NS) inpod.Proxy { pod.ns = ns; return pod },
 		Metrics: inpod.NewMetrics(prometheus.NewRegistry()), Log: a.log,
 	})
 	ns, err := netnstest.New(t).Dup()

@@ -8,8 +8,9 @@
 //
 // The agent waits for each answer, so Add opens the listeners and nothing more:
 // what a pod may do is learned when a connection comes. A pod whose listeners
-// cannot be opened, or whose proxy fails, is tried again and keeps the node from
-// being ready.
+// cannot be opened, or whose proxy fails, is tried again, and keeps a ztunnel that
+// starts from being ready. One that has been ready stays so: an agent that is away
+// and a pod that fails are no reason to take it from the pods that it serves.
 //
 // Pods is safe for concurrent use.
 package inpod
@@ -57,11 +58,11 @@ type Proxy interface {
 type Config struct {
 	// New returns the proxy of a pod, to which it gives the namespace.
 	New func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) Proxy
-	// Ready and NotReady are called, also repeatedly, when every pod of the
-	// agent's snapshot is served and when that is no longer known.
-	Ready, NotReady func()
-	Metrics         *Metrics
-	Log             *slog.Logger
+	// Ready is called, once or more often, when every pod of the agent's snapshot
+	// is served.
+	Ready   func()
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // Pods are the pods of the node. It is a zds.Handler.
@@ -258,8 +259,6 @@ func (p *Pods) reportLocked() {
 	p.cfg.Metrics.Pending.Set(float64(pending))
 	if p.synced && pending == 0 {
 		p.cfg.Ready()
-	} else {
-		p.cfg.NotReady()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/culvert-mesh/culvert/pkg/admin"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
@@ -82,10 +83,9 @@ func newFixture() *fixture {
 			f.made = append(f.made, p)
 			return p
 		},
-		Ready:    func() { f.ready = true },
-		NotReady: func() { f.ready = false },
-		Metrics:  NewMetrics(f.metrics),
-		Log:      slog.New(slog.DiscardHandler),
+		Ready:   func() { f.ready = true },
+		Metrics: NewMetrics(f.metrics),
+		Log:     slog.New(slog.DiscardHandler),
 	})
 	return f
 }
@@ -145,13 +145,17 @@ func TestSnapshot(t *testing.T) {
 			t.Errorf("after the first snapshot: ready %v, pods %v", f.ready, up)
 		}
 
+		f.ready = false
 		f.Disconnected()
-		if f.ready || len(f.States()) != 2 {
-			t.Errorf("without the agent: ready %v, %d pods", f.ready, len(f.States()))
+		if len(f.States()) != 2 {
+			t.Errorf("without the agent: %d pods", len(f.States()))
 		}
 		f.SnapshotBegin()
 		f.Keep("a")
 		f.Keep("unknown")
+		if f.ready {
+			t.Error("ready before the second snapshot is complete")
+		}
 		f.SnapshotDone()
 		synctest.Wait()
 		if up := f.names(); !f.ready || len(up) != 1 || !up["a"] || f.made[1].get() != "gone" {
@@ -186,6 +190,53 @@ func TestPending(t *testing.T) {
 		if !f.ready || f.made[0].get() != "up" || f.metric(t, "active_proxy_count") != 1 {
 			t.Errorf("after the retry: ready %v, %s", f.ready, f.made[0].get())
 		}
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		f.Drain(done)
+	})
+}
+
+// TestReadyStays holds that neither an agent that goes and comes nor a pod whose
+// ports cannot be opened takes the readiness of a ztunnel that has had it.
+func TestReadyStays(t *testing.T) {
+	ns := netnstest.New(t)
+	synctest.Test(t, func(t *testing.T) {
+		ready := admin.NewReadiness()
+		open, _ := ready.Gate("pods")
+		fail := error(nil)
+		p := New(Config{
+			New: func(_ mesh.PodUID, _ mesh.PodInfo, ns *netns.NS) Proxy {
+				return &fakeProxy{ns: ns, fail: fail, stopped: make(chan struct{})}
+			},
+			Ready:   open,
+			Metrics: NewMetrics(prometheus.NewRegistry()),
+			Log:     slog.New(slog.DiscardHandler),
+		})
+		f := &fixture{Pods: p}
+		check := func(when string, want int) {
+			t.Helper()
+			if n := len(ready.Pending()); n != want {
+				t.Errorf("%s: %d gates closed, want %d", when, n, want)
+			}
+		}
+		f.SnapshotBegin()
+		if err := f.add(t, "a", ns); err != nil {
+			t.Fatal(err)
+		}
+		check("before the snapshot is complete", 1)
+		f.SnapshotDone()
+		check("after it", 0)
+		f.Disconnected()
+		check("without the agent", 0)
+		f.SnapshotBegin()
+		f.Keep("a")
+		check("while it tells again", 0)
+		fail = errors.New("address in use")
+		if err := f.add(t, "b", ns); err == nil {
+			t.Error("a pod was added that cannot be served")
+		}
+		f.SnapshotDone()
+		check("with a pod that is pending", 0)
 		done, cancel := context.WithCancel(t.Context())
 		cancel()
 		f.Drain(done)
@@ -235,15 +286,15 @@ func TestFailedProxy(t *testing.T) {
 		synctest.Wait()
 		f.made[0].Close() // Run ends, unasked
 		synctest.Wait()
-		if up := f.names(); f.ready || up["a"] || f.metric(t, "pending_proxy_count") != 1 {
-			t.Errorf("after the failure: ready %v, pods %v", f.ready, up)
+		if up := f.names(); up["a"] || f.metric(t, "pending_proxy_count") != 1 {
+			t.Errorf("after the failure: pods %v", up)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		go f.Run(ctx)
 		time.Sleep(2 * failPause)
 		synctest.Wait()
-		if !f.ready || len(f.made) != 2 || f.made[1].get() != "up" {
-			t.Errorf("not served again: ready %v, %d proxies", f.ready, len(f.made))
+		if len(f.made) != 2 || f.made[1].get() != "up" {
+			t.Errorf("not served again: %d proxies", len(f.made))
 		}
 		cancel()
 		f.Drain(ctx)
