@@ -94,3 +94,17 @@ func TestVerbs(t *testing.T) {
 		t.Errorf("up without a folder: %v", err)
 	}
 }
+
+// TestSomeone: what nobody can mean is told from pods that were quiet.
+func TestSomeone(t *testing.T) {
+	t.Parallel()
+	st := &laptop.Status{Pods: []laptop.PodStatus{{Namespace: "shop", Name: "cart-1"}}}
+	for want, ok := range map[string]bool{"": true, "cart": true, "shop/": true, "nosuch": false} {
+		if got := (logFilter{pod: want}).someone(st); got != ok {
+			t.Errorf("--pod %q: %v", want, got)
+		}
+	}
+	if !(logFilter{}).someone(&laptop.Status{}) {
+		t.Error("a mesh without pods has no one, and nobody is asked for")
+	}
+}

@@ -83,14 +83,24 @@ well, they are changed while it runs, and with "reset" they are as at start.`,
 		if err := f.check(st); err != nil {
 			return err
 		}
+		if follow && !f.someone(st) {
+			fmt.Fprintf(e.stderr, "no pod has %q in its NAMESPACE/NAME yet: waiting for one\n", f.pod)
+		}
 		show, err := recordPrinter(e, out)
 		if err != nil {
 			return err
 		}
+		shown := 0
+		count := func(r access.Record) { shown++; show(r) }
 		if cluster, ok := client.(*install.Mesh); ok {
-			return clusterLog(c.Context(), cluster, f, last, follow, show)
+			err = clusterLog(c.Context(), cluster, f, last, follow, count)
+		} else {
+			err = showLog(c.Context(), client.(*laptop.Client).Dir().Logs(), f, last, follow, count)
 		}
-		return showLog(c.Context(), client.(*laptop.Client).Dir().Logs(), f, last, follow, show)
+		if err == nil && !follow && shown == 0 && !f.someone(st) {
+			err = laptop.WithHint(fmt.Errorf("--pod %s: no pod has that in its NAMESPACE/NAME, and no line of the log", f.pod), "culvert ps lists them")
+		}
+		return err
 	}
 	return c
 }
@@ -170,6 +180,11 @@ func (f logFilter) check(st *laptop.Status) error {
 		return laptop.WithHint(fmt.Errorf("--node %s: there is no such node", f.node), "%s", strings.Join(nodes, ", "))
 	}
 	return nil
+}
+
+// someone reports whether there is a pod that lines could be of.
+func (f logFilter) someone(st *laptop.Status) bool {
+	return f.pod == "" || slices.ContainsFunc(st.Pods, func(p laptop.PodStatus) bool { return strings.Contains(p.Namespace+"/"+p.Name, f.pod) })
 }
 
 func (f logFilter) matches(r access.Record) bool {

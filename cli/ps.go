@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,12 +11,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 )
 
 func psCommand(e *env) *cobra.Command {
 	c := &cobra.Command{Use: "ps", Short: "Show nodes, pods, services and components", Args: cobra.NoArgs}
 	from, out := readerFlagsOf(e, c), outputFlag(c)
+	namespaces := namespacesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := from.open(c.Context())
 		if err != nil {
@@ -25,12 +28,41 @@ func psCommand(e *env) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		only(st, *namespaces)
 		return out.write(e.stdout, st, func(w io.Writer) error { return printStatus(w, st) })
 	}
 	return c
 }
 
+func namespacesFlag(c *cobra.Command) *[]string {
+	return c.Flags().StringSlice("namespace", nil, "only pods, services and configuration of this namespace (repeatable)")
+}
+
+// only leaves what is in some namespaces, and what is in none; with no name, all.
+func only(st *laptop.Status, namespaces []string) {
+	if len(namespaces) == 0 {
+		return
+	}
+	other := func(namespace string) bool { return !slices.Contains(namespaces, namespace) }
+	st.Pods = slices.DeleteFunc(st.Pods, func(p laptop.PodStatus) bool { return other(p.Namespace) })
+	st.Services = slices.DeleteFunc(st.Services, func(s laptop.ServiceStatus) bool { return other(s.Namespace) })
+	st.Config.Problems = slices.DeleteFunc(st.Config.Problems, func(p folder.Problem) bool {
+		key := strings.Split(p.Object, "/") // Kind/namespace/name
+		return len(key) == 3 && other(key[1])
+	})
+	st.NotReady = slices.DeleteFunc(st.NotReady, func(what string) bool {
+		pod, ok := strings.CutPrefix(what, "pod ")
+		namespace, _, _ := strings.Cut(pod, "/")
+		return ok && other(namespace)
+	})
+	st.Ready = len(st.NotReady) == 0
+}
+
 func printStatus(w io.Writer, st *laptop.Status) error {
+	if err := table(w, "NODE ADDRESS PODS", nodeRows(st)); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
 	if err := table(w, "POD NODE ADDRESS MESH READY RESTARTS AGE IDENTITY", podRows(st)); err != nil {
 		return err
 	}
@@ -75,6 +107,17 @@ func proxyRows(st *laptop.Status, now time.Time) (rows [][]string) {
 			knows += ",from-predecessor"
 		}
 		rows = append(rows, []string{"ztunnel-" + p.Node, strconv.Itoa(p.PID), string(p.State), strconv.Itoa(p.Open), left, knows})
+	}
+	return rows
+}
+
+func nodeRows(st *laptop.Status) (rows [][]string) {
+	for _, n := range st.Nodes {
+		addr := ""
+		if len(n.Addrs) > 0 {
+			addr = n.Addrs[0]
+		}
+		rows = append(rows, []string{n.Name, addr, strconv.Itoa(n.Pods)})
 	}
 	return rows
 }

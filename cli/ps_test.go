@@ -2,10 +2,14 @@ package main
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/pkg/folder"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 )
 
@@ -28,5 +32,33 @@ func TestProxyRows(t *testing.T) {
 	}
 	if got := proxyRows(st, now); !reflect.DeepEqual(got, want) {
 		t.Errorf("rows %q, want %q", got, want)
+	}
+}
+
+// TestOnly: a namespace's part of a mesh has what belongs to no namespace as well.
+func TestOnly(t *testing.T) {
+	t.Parallel()
+	st := &laptop.Status{
+		Nodes:    []laptop.NodeStatus{{Name: "n1", Addrs: []string{"10.0.0.1"}, Pods: 2}, {Name: "n2"}},
+		Pods:     []laptop.PodStatus{{Namespace: "a", Name: "x", Addrs: []string{"-"}}, {Namespace: "b", Name: "y", Addrs: []string{"-"}}},
+		Services: []laptop.ServiceStatus{{Namespace: "a", Name: "s"}, {Namespace: "b", Name: "t"}},
+		Config:   laptop.ConfigStatus{Problems: []folder.Problem{{Object: "HTTPRoute/b/r"}, {Object: "GatewayClass/c"}, {File: "f.yaml"}}},
+		NotReady: []string{"pod b/y is not ready: starts"},
+	}
+	only(st, nil)
+	if len(st.Pods) != 2 || st.Ready {
+		t.Errorf("no namespace is named: %+v", st)
+	}
+	only(st, []string{"a"})
+	if len(st.Pods) != 1 || len(st.Services) != 1 || len(st.Config.Problems) != 2 || len(st.NotReady) != 0 || !st.Ready {
+		t.Errorf("of namespace a: %+v", st)
+	}
+	var out strings.Builder
+	if err := printStatus(&out, st); err != nil {
+		t.Fatal(err)
+	}
+	want := "NODE  ADDRESS   PODS\nn1    10.0.0.1  2\nn2    -         0\n"
+	if d := cmp.Diff(want, out.String()[:len(want)]); d != "" {
+		t.Error(d)
 	}
 }

@@ -18,6 +18,7 @@ func statusCommand(e *env) *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	from, out := readerFlagsOf(e, c), outputFlag(c)
+	namespaces := namespacesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		client, err := from.open(c.Context())
 		if err != nil {
@@ -27,6 +28,7 @@ func statusCommand(e *env) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		only(st, *namespaces)
 		h := healthOf(st)
 		if err := out.write(e.stdout, h, h.print); err != nil {
 			return err

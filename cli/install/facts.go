@@ -19,6 +19,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/culvert-mesh/culvert/pkg/handover"
 )
 
 // Facts are what checks go by, all read at about one moment.
@@ -81,10 +83,11 @@ type Gateway struct {
 
 // Agent is what a node's agent says of itself.
 type Agent struct {
-	Ready    bool       `json:"ready"`
-	Ztunnels int        `json:"ztunnels"`
-	Pods     []AgentPod `json:"pods"`
-	Error    string     `json:"-"` // why it could not be asked
+	Ready    bool                    `json:"ready"`
+	Ztunnels int                     `json:"ztunnels"`
+	Pods     []AgentPod              `json:"pods"`
+	Proxies  []handover.ClientStatus `json:"proxies"` // ztunnels, also those that drain
+	Error    string                  `json:"-"`       // why it could not be asked
 }
 
 // AgentPod is a pod as its node's agent sees it.
@@ -285,7 +288,16 @@ func (c *Cluster) webhooks(ctx context.Context) (all []Webhook, err error) {
 	return all, nil
 }
 
-// askAgents asks each node's agent, through the API server.
+// askAgent asks the agent in a pod, through the API server.
+func (c *Cluster) askAgent(ctx context.Context, p corev1.Pod) (a Agent, err error) {
+	body, err := c.Client.CoreV1().Pods(p.Namespace).ProxyGet("http", p.Name, agentPort, "/status", nil).DoRaw(ctx)
+	if err == nil {
+		err = json.Unmarshal(body, &a)
+	}
+	return a, err
+}
+
+// askAgents asks each node's agent.
 func (c *Cluster) askAgents(ctx context.Context, f *Facts) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -293,11 +305,7 @@ func (c *Cluster) askAgents(ctx context.Context, f *Facts) {
 	var all sync.WaitGroup
 	for _, p := range f.meshPods(agentName) {
 		all.Go(func() {
-			var a Agent
-			body, err := c.Client.CoreV1().Pods(p.Namespace).ProxyGet("http", p.Name, agentPort, "/status", nil).DoRaw(ctx)
-			if err == nil {
-				err = json.Unmarshal(body, &a)
-			}
+			a, err := c.askAgent(ctx, p)
 			if err != nil {
 				a.Error = err.Error()
 			}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -16,6 +17,7 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop"
 	"github.com/culvert-mesh/culvert/cli/laptop/supervise"
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // Mesh reads the mesh on a cluster in the words of one on this machine, so that the
@@ -54,8 +56,45 @@ func (m *Mesh) Status(ctx context.Context) (*laptop.Status, error) {
 	}
 	st := m.c.statusOf(nodes.Items, namespaces.Items, pods.Items, services.Items, endpoints.Items)
 	st.Name, st.Version, st.Since = "cluster", installed.Version, installed.Since
+	for n := range st.Pods {
+		if p := &st.Pods[n]; p.Mesh == laptop.MeshIn || p.Mesh == laptop.MeshWaypoint {
+			p.Identity = mesh.Identity{TrustDomain: installed.TrustDomain, Namespace: p.Namespace, ServiceAccount: p.Account}.String()
+		}
+	}
 	st.Config = m.config(ctx, pods.Items)
+	st.Proxies = m.proxies(ctx, pods.Items)
 	return st, nil
+}
+
+// agentPatience is how long an agent may take to answer; without its answer nothing is
+// told of its ztunnels.
+const agentPatience = 3 * time.Second
+
+// proxies are the ztunnels that the nodes' agents know, also those that drain.
+func (m *Mesh) proxies(ctx context.Context, pods []corev1.Pod) (list []laptop.ProxyStatus) {
+	ctx, cancel := context.WithTimeout(ctx, agentPatience)
+	defer cancel()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, p := range pods {
+		if p.Namespace != m.c.Namespace || p.Labels["app"] != agentName || !podReady(p) {
+			continue
+		}
+		all.Go(func() {
+			a, err := m.c.askAgent(ctx, p)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, z := range a.Proxies {
+				list = append(list, laptop.ProxyStatus{Node: p.Spec.NodeName, ClientStatus: z})
+			}
+		})
+	}
+	all.Wait()
+	slices.SortStableFunc(list, func(a, b laptop.ProxyStatus) int { return strings.Compare(a.Node, b.Node) })
+	return list
 }
 
 // statusOf puts objects into the words of a status.
@@ -129,6 +168,9 @@ func podOf(p corev1.Pod, namespaceLabels map[string]string, system string) lapto
 	s := laptop.PodStatus{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, Account: p.Spec.ServiceAccountName,
 		Running: p.Status.Phase == corev1.PodRunning, Ready: podReady(p), Stopping: p.DeletionTimestamp != nil, Created: p.CreationTimestamp.Time,
 		Mesh: meshState(wanted, p.Annotations[enroll.AnnotationRedirection])}
+	if o := metav1.GetControllerOf(&p); o != nil && o.Kind == "ReplicaSet" {
+		s.Deployment = strings.TrimSuffix(o.Name, "-"+p.Labels["pod-template-hash"])
+	}
 	for _, ip := range p.Status.PodIPs {
 		s.Addrs = append(s.Addrs, ip.IP)
 	}
@@ -140,9 +182,6 @@ func podOf(p corev1.Pod, namespaceLabels map[string]string, system string) lapto
 	}
 	if IsWaypoint(p.Labels["gateway.networking.k8s.io/gateway-class-name"]) {
 		s.Mesh = laptop.MeshWaypoint
-	}
-	if s.Mesh != laptop.MeshOut {
-		s.Identity = "ns/" + p.Namespace + "/sa/" + p.Spec.ServiceAccountName
 	}
 	if !s.Ready && p.Status.Phase != corev1.PodSucceeded {
 		s.Message = podTrouble(p, nil)

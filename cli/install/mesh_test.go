@@ -40,6 +40,9 @@ func TestStatusOf(t *testing.T) {
 	ready := corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	in := corev1.Pod{ObjectMeta: meta("shop", "web", nil), Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "web"}, Status: ready}
 	in.Annotations = map[string]string{redirection: "enabled"}
+	yes := true
+	in.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-5f6d", Controller: &yes}}
+	in.Labels = map[string]string{"pod-template-hash": "5f6d"}
 	waypoint := corev1.Pod{ObjectMeta: meta("shop", "waypoint", map[string]string{"gateway.networking.k8s.io/gateway-class-name": waypointClass, "istio.io/dataplane-mode": "none"}), Status: ready}
 	late := corev1.Pod{ObjectMeta: meta(DefaultNamespace, "ztunnel-x", map[string]string{"app": proxyName}), Spec: corev1.PodSpec{NodeName: "n1"}}
 	c := &Cluster{Namespace: DefaultNamespace}
@@ -59,6 +62,9 @@ func TestStatusOf(t *testing.T) {
 	}
 	if st.Ready || !cmp.Equal(st.NotReady, []string{"ztunnel-n1"}) {
 		t.Errorf("ready %v, not ready: %q", st.Ready, st.NotReady)
+	}
+	if st.Pods[0].Deployment != "web" {
+		t.Errorf("the pod of a Deployment: %+v", st.Pods[0])
 	}
 	if s := st.Services[0]; s.Endpoints != 2 || !cmp.Equal(s.Ports, []int32{80}) {
 		t.Errorf("%+v", s)

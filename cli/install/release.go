@@ -18,6 +18,7 @@ import (
 	"helm.sh/helm/v4/pkg/storage/driver"
 
 	"github.com/culvert-mesh/culvert/cli/laptop"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 // releaseName is what Helm knows the mesh by.
@@ -316,6 +317,8 @@ type Installed struct {
 	Status   string    `json:"status,omitempty"`
 	Since    time.Time `json:"since,omitzero"`
 	Note     string    `json:"note,omitempty"` // of the latest operation
+
+	TrustDomain string `json:"trust_domain,omitempty"` // of the mesh's identities
 }
 
 // Installed returns what Helm knows of the release.
@@ -333,7 +336,19 @@ func (c *Cluster) Installed() (Installed, error) {
 		return Installed{}, explain("read the release", err)
 	}
 	last := r.(*release.Release)
-	return Installed{last.Chart.Metadata.Version, last.Version, last.Info.Status.String(), last.Info.LastDeployed, last.Info.Description}, nil
+	return Installed{last.Chart.Metadata.Version, last.Version, last.Info.Status.String(), last.Info.LastDeployed, last.Info.Description, trustDomain(last)}, nil
+}
+
+// trustDomain is what the release's values say: a person's, else the chart's.
+func trustDomain(r *release.Release) string {
+	for _, values := range []map[string]any{r.Config, r.Chart.Values} {
+		if global, ok := values["global"].(map[string]any); ok {
+			if name, ok := global["trustDomain"].(string); ok && name != "" {
+				return name
+			}
+		}
+	}
+	return mesh.DefaultTrustDomain
 }
 
 // render returns manifests without asking the API server for anything but its version.
