@@ -56,6 +56,7 @@ type Config struct {
 type Proof struct {
 	XDS, CA         string // "https://host:port"; "" = not tried
 	XDSRoot, CARoot string // files of the roots that the two are trusted by
+	RootConfigMap   string // in the mesh's namespace, asked of the API server instead of the files; "" = none
 }
 
 // Keys of taints with which a node may begin its life; see Config.Taints.
@@ -64,8 +65,12 @@ const (
 	TaintIstioNotReady = "cni.istio.io/not-ready"
 )
 
-// defaultRoot is where the control plane's root certificate is mounted.
-const defaultRoot = "/var/run/secrets/istio/root-cert.pem"
+// The control plane's root certificate: where pods have it mounted, and its key in a
+// ConfigMap.
+const (
+	defaultRoot = "/var/run/secrets/istio/root-cert.pem"
+	rootKey     = "root-cert.pem"
+)
 
 // list is a flag that may be given several times.
 type list []string
@@ -112,6 +117,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", ""), "namespace in which the mesh itself runs")
 	fs.StringVar(&c.DaemonSet, "daemonset", "culvert-cni", "DaemonSet in --namespace that the agent belongs to: with it gone, the agent takes the mesh off the node at its end; \"\" is none")
 	fs.BoolVar(&c.Prove, "prove", false, "try the node by a pod of our own through its CNI configuration, and write what was found on the node")
+	fs.StringVar(&c.Proof.RootConfigMap, "root-configmap", "", "ConfigMap in --namespace with the control plane's root certificate, for --prove with --kube; default: the files XDS_ROOT_CA and CA_ROOT_CA")
 	fs.Var(&taints, "taint", "key of a taint that is taken off the node when it is ready (repeatable; default "+TaintNotReady+" and "+TaintIstioNotReady+")")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "log level")
 	fs.StringVar(&format, "log-format", "plain", "log format: plain or json")
@@ -128,7 +134,8 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	if len(taints) == 0 {
 		c.Taints = []string{TaintNotReady, TaintIstioNotReady}
 	}
-	c.Proof = Proof{XDS: env.Text("XDS_ADDRESS", ""), CA: env.Text("CA_ADDRESS", ""), XDSRoot: env.Text("XDS_ROOT_CA", defaultRoot), CARoot: env.Text("CA_ROOT_CA", defaultRoot)}
+	c.Proof.XDS, c.Proof.CA = env.Text("XDS_ADDRESS", ""), env.Text("CA_ADDRESS", "")
+	c.Proof.XDSRoot, c.Proof.CARoot = env.Text("XDS_ROOT_CA", defaultRoot), env.Text("CA_ROOT_CA", defaultRoot)
 	if c.Kube && c.Eligibility == "" {
 		c.Eligibility = plugin.DefaultEligibility
 	}
@@ -167,6 +174,8 @@ func (c Config) validate(rest []string) error {
 		return errors.New("--netns-dir is required (or --kube)")
 	case c.Prove && (!c.Kube || c.CNI.Folder == ""):
 		return errors.New("--prove needs --kube and --cni-conf-dir: what is tried, and where the result is written")
+	case c.Proof.RootConfigMap != "" && (!c.Kube || c.Namespace == ""):
+		return errors.New("--root-configmap needs --kube and --namespace: where it is")
 	case c.Uninstall && c.CNI.Folder == "":
 		return errors.New("--uninstall needs --cni-conf-dir: what it is to be taken out of")
 	case c.CNI.Folder != "" && c.Eligibility == "":

@@ -44,6 +44,7 @@ func TestParseConfig(t *testing.T) {
 		{append(required, "--node", "n", "--log-format", "xml"), "--log-format"},
 		{append(required, "--node", "n", "--uninstall"), "--cni-conf-dir"},
 		{append(required, "--node", "n", "--cni-conf-dir", "/c"), "--eligibility"},
+		{[]string{"--kube", "--node", "n", "--root-configmap", "roots"}, "--namespace"},
 		{[]string{"--nonsense"}, "nonsense"},
 	} {
 		if _, err := ParseConfig(bad.args, nil, io.Discard); err == nil || !strings.Contains(err.Error(), bad.want) {

@@ -22,6 +22,7 @@ type kube struct {
 	set    *apiserver.DaemonSet // nil: it belongs to none
 	node   *apiserver.Node
 	events *apiserver.Events
+	roots  *apiserver.ConfigMap // nil: certificates come from files
 }
 
 // connect finds out where pods come from and where their namespaces are. It
@@ -57,6 +58,11 @@ func connect(parts *Parts, g *run.Group, cfg Config) (*kube, error) {
 	g.Add("events", k.events.Run)
 	if k.node, err = apiserver.NewNode(config, cfg.Node); err != nil {
 		return nil, err
+	}
+	if cfg.Proof.RootConfigMap != "" {
+		if k.roots, err = apiserver.NewConfigMap(config, cfg.Namespace, cfg.Proof.RootConfigMap, rootKey); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.DaemonSet == "" {
 		return k, nil

@@ -26,7 +26,7 @@ const ConditionType = "culvert-mesh.github.io/Ready"
 // whether there is a reason for one.
 const (
 	minProof     = 2 * time.Second
-	maxProof     = time.Minute
+	maxProof     = 10 * time.Second // what is wrong during an install is right seconds later
 	lookProof    = 500 * time.Millisecond
 	ztunnelGrace = 5 * time.Second
 )
@@ -150,13 +150,21 @@ func (p *process) proofConfig() proof.Config {
 		Announced: func() bool { return p.agent.provenPod.Swap(false) }, Ztunnels: p.agent.zds.Connected,
 		DNS: nameserver("/etc/resolv.conf"), Log: p.log,
 	}
-	for _, s := range []proof.Server{{Check: proof.ControlPlane, Address: p.cfg.Proof.XDS, Root: p.cfg.Proof.XDSRoot},
-		{Check: proof.CA, Address: p.cfg.Proof.CA, Root: p.cfg.Proof.CARoot}} {
+	for _, s := range []proof.Server{{Check: proof.ControlPlane, Address: p.cfg.Proof.XDS, Roots: p.roots(p.cfg.Proof.XDSRoot)},
+		{Check: proof.CA, Address: p.cfg.Proof.CA, Roots: p.roots(p.cfg.Proof.CARoot)}} {
 		if s.Address = hostPort(s.Address); s.Address != "" {
 			c.Servers = append(c.Servers, s)
 		}
 	}
 	return c
+}
+
+// roots says where certificates are read: of the API server, or in a file.
+func (p *process) roots(file string) func(context.Context) ([]byte, error) {
+	if p.kube.roots != nil {
+		return p.kube.roots.Read
+	}
+	return func(context.Context) ([]byte, error) { return os.ReadFile(file) }
 }
 
 // hostPort takes "host:port" out of an address that may be a URL.

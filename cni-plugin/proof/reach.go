@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -21,7 +20,9 @@ import (
 type Server struct {
 	Check   Check
 	Address string // "host:port"
-	Root    string // file of the certificates that it is trusted by
+	// Roots returns the certificates that it is trusted by, in PEM. It is asked anew
+	// for every proof: the control plane makes them, later than the agent starts.
+	Roots func(ctx context.Context) ([]byte, error)
 }
 
 // reach calls what the mesh needs beside its pods, from the pod's namespace and with
@@ -101,13 +102,13 @@ func (srv Server) handshake(ctx context.Context, ns *netns.NS) error {
 	if err != nil {
 		return err
 	}
-	roots, err := os.ReadFile(srv.Root)
+	roots, err := srv.Roots(ctx)
 	if err != nil {
 		return fmt.Errorf("its root certificate is not there yet: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(roots) {
-		return fmt.Errorf("no certificate in %s", srv.Root)
+		return errors.New("what should be its root certificate is none in PEM")
 	}
 	conn, err := ns.Dial(ctx, to, netns.DialOptions{Mark: mesh.MarkProxy})
 	if err != nil {

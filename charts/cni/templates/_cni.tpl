@@ -59,6 +59,7 @@ sidecar.istio.io/inject: "false"
 {{- end }}
 {{- if .Values.prove }}
 - --prove
+- --root-configmap=istio-ca-root-cert
 {{- end }}
 - --drain-grace={{ .Values.drainGrace }}
 - --admin-listen=:{{ .Values.adminPort }}
