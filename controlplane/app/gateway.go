@@ -68,5 +68,6 @@ func (a *App) gatewayOptions() gateway.Options {
 		Image: a.cfg.Gateways.Image, XDSAddress: address, Revision: a.cfg.Gateways.Revision,
 		Domain: m.ClusterDomain, TrustDomain: m.TrustDomain, Cluster: string(m.Cluster), Network: string(m.Network),
 		RootNamespace: m.RootNamespace,
+		LogFormat:     a.cfg.LogFormat, // the mesh's logs are read together
 	}
 }

@@ -106,6 +106,7 @@ func (g Gateway) env(o Options) []corev1.EnvVar {
 		{Name: "TRUST_DOMAIN", Value: o.TrustDomain},
 		{Name: "CLUSTER_DOMAIN", Value: o.Domain},
 		{Name: "CLUSTER_ID", Value: o.Cluster},
+		{Name: "LOG_FORMAT", Value: o.LogFormat},
 	} {
 		if v.Value != "" {
 			env = append(env, v)

@@ -16,7 +16,7 @@ func TestRender(t *testing.T) {
 	objects, err := Render(Gateway{
 		Namespace: "shop", Name: "waypoint", UID: "u1", Class: ClassIstioWaypoint,
 		Labels: map[string]string{"team": "blue"}, Listeners: []Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}},
-	}, Options{Network: "n1"})
+	}, Options{Network: "n1", LogFormat: "json"})
 	if err != nil {
 		t.Fatal(err)
 	}
