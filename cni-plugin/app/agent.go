@@ -54,6 +54,7 @@ type Agent struct {
 	pods       map[mesh.PodUID]*pod
 	changed    chan struct{} // closed and replaced at every snapshot
 	written    string        // content of the eligibility file
+	enrolling  time.Time     // when a pod that ran already joined last
 	released   bool          // the mesh leaves the node: nobody is in it
 	gone       bool          // and its files with it
 }

@@ -647,7 +647,7 @@ func TestProbeSource(t *testing.T) {
 		t.Errorf("probe source %v, %v", src, err)
 	}
 	p := &pod{agent: &Agent{}, log: slog.New(slog.DiscardHandler)}
-	o := p.options(enroll.Pod{IPs: []netip.Addr{src}, ProbePorts: []uint16{8080}}, enroll.Capture{})
+	o := p.optionsFor(enroll.Pod{IPs: []netip.Addr{src}, ProbePorts: []uint16{8080}}, enroll.Capture{})
 	if len(o.Probes) != 1 || o.Probes[0].Source != src || o.Probes[0].Ports[0] != 8080 {
 		t.Errorf("probes %+v", o.Probes)
 	}

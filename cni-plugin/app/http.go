@@ -223,7 +223,7 @@ func (a *Agent) announce(ctx context.Context, req addRequest) (enroll.Decision, 
 		return d, err
 	}
 	p.adopt(ns)
-	p.ips = ips
+	p.ips, p.steps = ips, steps{} // no program of it runs yet: it is captured whole
 	if w.refused && p.state == enrolled {
 		p.state = pending
 	}

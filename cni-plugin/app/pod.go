@@ -58,7 +58,9 @@ type pod struct {
 	// Guarded by turn.
 	ns      *netns.NS // the pod's namespace while it is captured
 	ips     []netip.Addr
-	rules   string // what was applied last
+	rules   string           // what was applied last
+	options redirect.Options // and what it was made of
+	steps   steps
 	state   state
 	leftAt  time.Time
 	torn    bool   // the runtime has taken the pod's namespace down
@@ -160,11 +162,21 @@ func (p *pod) reconcile(ctx context.Context) (wait time.Duration, gone bool, err
 	case p.torn:
 		return 0, false, nil
 	case w.decision.InMesh:
-		return rulesCheck, false, p.joinRunning(ctx, w.spec, w.decision.Capture)
+		err = p.joinRunning(ctx, w.spec, w.decision.Capture)
+		return p.nextLook(), false, err
 	}
 	p.tellSkipped(w)
 	wait, err = p.leave(ctx)
+	p.steps.outside = p.state == out && len(w.spec.IPs) > 0
 	return wait, false, err
+}
+
+// nextLook is when a pod in the mesh is looked at again though nothing has changed.
+func (p *pod) nextLook() time.Duration {
+	if p.steps.joined.IsZero() {
+		return rulesCheck
+	}
+	return max(minRetry, min(p.open(time.Now()), rulesCheck))
 }
 
 // resume finds out, once, what an earlier agent did for the pod.
@@ -238,6 +250,7 @@ func (p *pod) adopt(ns *netns.NS) {
 		p.agent.store.Drop(p.uid)
 	}
 	p.ns, p.rules, p.state, p.torn, p.taken, p.missed = ns, "", out, false, false, false
+	p.steps = steps{outside: old == nil && p.steps.outside}
 	p.upkeep.stop()
 	p.publish(ns, false)
 	old.Close()
@@ -245,15 +258,19 @@ func (p *pod) adopt(ns *netns.NS) {
 
 // join gives the pod to ztunnel, puts the rules in and notes it on the pod, in that
 // order: a rule that redirected to listeners that are not there yet would refuse
-// the connections of a pod that runs. What is done already is left; so joining
-// twice, or after a change, is the same.
+// the connections of a pod that runs. One that was outside is captured in steps.
+// What is done already is left; so joining twice, or after a change, is the same.
 func (p *pod) join(ctx context.Context, spec enroll.Pod, c enroll.Capture) error {
+	if p.state == leaving || !p.steps.opened.IsZero() { // it comes back
+		p.steps = steps{outside: true}
+	}
 	if p.state != enrolled {
 		if err := p.give(ctx, spec); err != nil {
 			return err
 		}
 	}
-	if err := p.keepRules(redirect.Pod(p.options(spec, c))); err != nil {
+	p.options = p.optionsFor(spec, c)
+	if err := p.capture(); err != nil {
 		return err
 	}
 	if p.state != enrolled {
@@ -291,7 +308,7 @@ func (p *pod) notTaken(cause error) {
 	}
 }
 
-func (p *pod) options(spec enroll.Pod, c enroll.Capture) redirect.Options {
+func (p *pod) optionsFor(spec enroll.Pod, c enroll.Capture) redirect.Options {
 	o := redirect.Options{
 		BypassInbound: c.BypassInbound, VirtualInterfaces: c.VirtualInterfaces, DNSCapture: c.DNS,
 		ProbeSNAT: p.agent.cfg.ProbeSNAT, IPv6: true, Proc: p.agent.cfg.Proc,
@@ -316,14 +333,18 @@ func (p *pod) options(spec enroll.Pod, c enroll.Capture) redirect.Options {
 	return o
 }
 
-// leave takes the pod out in steps: no new connection is redirected; the control
-// plane learns it; when no redirected connection is left and others have had time
-// to learn it too, ztunnel lets go and the last rules are removed.
+// leave takes the pod out in steps: plaintext is let in; no new connection is
+// redirected; the control plane learns it; when no redirected connection is left
+// and others have had time to learn it too, ztunnel lets go and the last rules are
+// removed.
 func (p *pod) leave(ctx context.Context) (wait time.Duration, err error) {
 	switch p.state {
 	case out:
 		return 0, p.annotate("")
 	case pending, enrolled:
+		if rest, err := p.letIn(); rest > 0 || err != nil {
+			return rest, err
+		}
 		if err := redirect.Drain(p.ns, true); err != nil {
 			return 0, err
 		}
@@ -369,7 +390,7 @@ func (p *pod) release() {
 	p.publish(nil, false)
 	p.agent.store.Drop(p.uid)
 	p.ns.Close()
-	p.ns, p.state, p.rules, p.ips, p.taken = nil, out, "", nil, false
+	p.ns, p.state, p.rules, p.ips, p.taken, p.steps = nil, out, "", nil, false, steps{}
 }
 
 // publish says what ztunnel's snapshot holds of the pod.
