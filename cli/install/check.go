@@ -45,7 +45,7 @@ var before = []check{
 	{"other meshes", []string{"Deployments", "Daemons"}, checkOthers},
 	{"nodes", []string{"Nodes"}, checkNodes},
 	{"pod security", []string{"Namespaces"}, checkPodSecurity},
-	{"network policy", []string{"NetworkPolicies", "Pods", "Namespaces"}, checkNetworkPolicies},
+	{"network policy", []string{"NetworkPolicies", "Pods", "Namespaces", "Deployments"}, checkNetworkPolicies},
 }
 
 // after are checks of a mesh that is installed.

@@ -5,12 +5,12 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/culvert-mesh/culvert/cni-plugin/enroll"
+	"github.com/culvert-mesh/culvert/pkg/netpolicy"
 )
 
 // checkEnrolled looks for running pods that should be in the mesh and are not, and
@@ -138,62 +138,30 @@ func sortedKeys(m map[string][]string) (keys []string) {
 	return keys
 }
 
-// tunnelPort is where pods of the mesh are reached by others of it.
-const tunnelPort = 15008
-
-// checkNetworkPolicies names policies that let no tunnel in to pods of the mesh.
+// checkNetworkPolicies names policies that cut pods of the mesh off from one
+// another, because they open a port and not the tunnel's.
 func checkNetworkPolicies(f *Facts) (bad []Result) {
-	for _, p := range f.Pods {
-		if !f.inMesh(p) {
-			continue
-		}
-		var cutting []string
-		open := true
-		for _, np := range f.NetworkPolicies {
-			if np.Namespace != p.Namespace || !restrictsIngress(np) || !selects(np.Spec.PodSelector, p.Labels) {
-				continue
-			}
-			if len(cutting) == 0 {
-				open = false // it is selected: only what some policy allows comes in
-			}
-			cutting = append(cutting, np.Name)
-			open = open || opens(np, tunnelPort)
-		}
-		if !open {
-			bad = append(bad, one(Failed, p.Namespace+"/"+p.Name, fmt.Sprintf("NetworkPolicy %s lets nobody in on port %d: no other pod of the mesh reaches it", strings.Join(cutting, ", "), tunnelPort),
-				fmt.Sprintf("add TCP port %d to the policy's ingress, from the same peers", tunnelPort))...)
-		}
+	hint := ""
+	if !f.enforcesNetworkPolicies() {
+		hint = "; by itself that opens every port to the mesh: controlplane.enforceNetworkPolicies=true keeps to the policy's ports"
+	}
+	cluster := netpolicy.Cluster{Namespaces: f.Namespaces, Pods: f.Pods, Policies: f.NetworkPolicies, InMesh: f.inMesh}
+	for _, finding := range netpolicy.Blocked(cluster) {
+		bad = append(bad, one(Failed, finding.Pod, finding.Message(), finding.Fix()+hint)...)
 	}
 	return orOK(bad, "none cuts off pods of the mesh")
 }
 
-func (f *Facts) inMesh(p corev1.Pod) bool {
-	return enroll.Decide(enroll.DefaultConfig(), enrollable(p), enroll.Namespace{Name: p.Namespace, Labels: f.labelsOf(p.Namespace)}).InMesh
+func (f *Facts) inMesh(p *corev1.Pod) bool {
+	return enroll.Decide(enroll.DefaultConfig(), enrollable(*p), enroll.Namespace{Name: p.Namespace, Labels: f.labelsOf(p.Namespace)}).InMesh
 }
 
-func restrictsIngress(np networkingv1.NetworkPolicy) bool {
-	return len(np.Spec.PolicyTypes) == 0 || slices.Contains(np.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
-}
-
-func selects(s metav1.LabelSelector, of map[string]string) bool {
-	selector, err := metav1.LabelSelectorAsSelector(&s)
-	return err == nil && selector.Matches(labels.Set(of))
-}
-
-// opens reports whether some rule lets somebody in on a TCP port.
-func opens(np networkingv1.NetworkPolicy, port int32) bool {
-	for _, rule := range np.Spec.Ingress {
-		if len(rule.Ports) == 0 {
-			return true
-		}
-		for _, p := range rule.Ports {
-			tcp := p.Protocol == nil || *p.Protocol == corev1.ProtocolTCP
-			switch {
-			case !tcp:
-			case p.Port == nil, p.Port.IntVal == port, p.EndPort != nil && p.Port.IntVal <= port && port <= *p.EndPort:
-				return true
-			}
-		}
-	}
-	return false
+// enforcesNetworkPolicies reports whether the control plane has ztunnels hold to
+// NetworkPolicies at the tunnel's end.
+func (f *Facts) enforcesNetworkPolicies() bool {
+	return slices.ContainsFunc(f.Deployments, func(d appsv1.Deployment) bool {
+		return d.Namespace == f.Namespace && d.Name == controlName && slices.ContainsFunc(d.Spec.Template.Spec.Containers, func(c corev1.Container) bool {
+			return slices.Contains(c.Args, "--network-policies=true")
+		})
+	})
 }

@@ -104,6 +104,9 @@ type View interface {
 	// name. match must be pure and depend only on its argument and on the object
 	// being compiled.
 	List(kind source.Kind, namespace string, match func(source.Object) bool) []source.Object
+	// Names is List for who uses the names alone: a change of an object that is
+	// accepted before and after it is no change to him.
+	Names(kind source.Kind, namespace string, match func(source.Object) bool) []source.Key
 }
 
 // Gateway names a waypoint.

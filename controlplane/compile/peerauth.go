@@ -135,8 +135,8 @@ func (c *compilation) policiesOf(p *source.Pod, services []*source.Service, own 
 		namespaces = append(namespaces, c.mesh.RootNamespace)
 	}
 	for _, ns := range namespaces {
-		for _, o := range c.view.List(source.KindAuthorizationPolicy, ns, func(o source.Object) bool { return c.mesh.selectsPod(o, p) }) {
-			out = append(out, mesh.PolicyName{Namespace: ns, Name: o.Metadata().Name})
+		for _, key := range c.view.Names(source.KindAuthorizationPolicy, ns, func(o source.Object) bool { return c.mesh.selectsPod(o, p) }) {
+			out = append(out, mesh.PolicyName{Namespace: ns, Name: key.Name})
 		}
 	}
 	slices.SortFunc(out, func(a, b mesh.PolicyName) int { return cmp.Compare(a.String(), b.String()) })

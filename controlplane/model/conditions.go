@@ -93,3 +93,8 @@ func (s supposing) List(kind source.Kind, namespace string, match func(source.Ob
 	}
 	return out
 }
+
+// Names implements compile.View.
+func (s supposing) Names(kind source.Kind, namespace string, match func(source.Object) bool) []source.Key {
+	return keys(s.List(kind, namespace, match))
+}

@@ -60,11 +60,34 @@ func (s *objects) list(kind source.Kind, namespace string, match func(source.Obj
 	return out
 }
 
+func (s *objects) names(kind source.Kind, namespace string, match func(source.Object) bool) []source.Key {
+	return keys(s.list(kind, namespace, match))
+}
+
+func keys(list []source.Object) []source.Key {
+	out := make([]source.Key, len(list))
+	for i, o := range list {
+		out[i] = o.Key()
+	}
+	return out
+}
+
 // read is one thing that a compilation looked at: an object by name, or, when
 // match is set, a question about a namespace.
 type read struct {
 	key   source.Key // without Name for a question; without Namespace for all of them
 	match func(source.Object) bool
+	names bool // of what matches only the names were used
+}
+
+// touched reports whether c gives a question another answer.
+func (rd *read) touched(c touched) bool {
+	before := c.old != nil && rd.match(c.old)
+	if before && !rd.names {
+		return true
+	}
+	after := c.new != nil && rd.match(c.new)
+	return before != after
 }
 
 // view is the objects as one compilation sees them. It implements compile.View.
@@ -81,46 +104,60 @@ func (v *view) Get(key source.Key) source.Object {
 
 // List implements compile.View.
 func (v *view) List(kind source.Kind, namespace string, match func(source.Object) bool) []source.Object {
-	v.reads = append(v.reads, read{source.Key{Kind: kind, Namespace: namespace}, match})
+	v.reads = append(v.reads, read{key: source.Key{Kind: kind, Namespace: namespace}, match: match})
 	return v.objects.list(kind, namespace, match)
+}
+
+// Names implements compile.View.
+func (v *view) Names(kind source.Kind, namespace string, match func(source.Object) bool) []source.Key {
+	v.reads = append(v.reads, read{key: source.Key{Kind: kind, Namespace: namespace}, match: match, names: true})
+	return v.objects.names(kind, namespace, match)
 }
 
 // readers finds the units that read something.
 type readers struct {
 	named     map[source.Key]map[*unit]struct{}
-	questions map[source.Key]map[*unit]struct{}
+	questions map[source.Key]map[*read]*unit
 }
 
 func newReaders() *readers {
-	return &readers{map[source.Key]map[*unit]struct{}{}, map[source.Key]map[*unit]struct{}{}}
+	return &readers{map[source.Key]map[*unit]struct{}{}, map[source.Key]map[*read]*unit{}}
 }
 
-func (r *readers) index(rd read) map[source.Key]map[*unit]struct{} {
-	if rd.match != nil {
-		return r.questions
-	}
-	return r.named
-}
-
+// remember takes what u has read. u.reads stays where it is until forget.
 func (r *readers) remember(u *unit) {
-	for _, rd := range u.reads {
-		index := r.index(rd)
-		if index[rd.key] == nil {
-			index[rd.key] = map[*unit]struct{}{}
+	for i := range u.reads {
+		if rd := &u.reads[i]; rd.match != nil {
+			put(r.questions, rd.key, rd, u)
+		} else {
+			put(r.named, rd.key, u, struct{}{})
 		}
-		index[rd.key][u] = struct{}{}
 	}
 }
 
 func (r *readers) forget(u *unit) {
-	for _, rd := range u.reads {
-		index := r.index(rd)
-		delete(index[rd.key], u)
-		if len(index[rd.key]) == 0 {
-			delete(index, rd.key)
+	for i := range u.reads {
+		if rd := &u.reads[i]; rd.match != nil {
+			drop(r.questions, rd.key, rd)
+		} else {
+			drop(r.named, rd.key, u)
 		}
 	}
 	u.reads = nil
+}
+
+func put[K comparable, V any](index map[source.Key]map[K]V, key source.Key, k K, v V) {
+	if index[key] == nil {
+		index[key] = map[K]V{}
+	}
+	index[key][k] = v
+}
+
+func drop[K comparable, V any](index map[source.Key]map[K]V, key source.Key, k K) {
+	delete(index[key], k)
+	if len(index[key]) == 0 {
+		delete(index, key)
+	}
 }
 
 // touch adds to dirty the units that c concerns.
@@ -129,9 +166,8 @@ func (r *readers) touch(c touched, dirty map[source.Key]struct{}) {
 		dirty[u.key] = struct{}{}
 	}
 	for _, namespace := range []string{c.key.Namespace, ""} {
-		question := source.Key{Kind: c.key.Kind, Namespace: namespace}
-		for u := range r.questions[question] {
-			if _, known := dirty[u.key]; !known && answers(u, question, c) {
+		for rd, u := range r.questions[source.Key{Kind: c.key.Kind, Namespace: namespace}] {
+			if rd.touched(c) {
 				dirty[u.key] = struct{}{}
 			}
 		}
@@ -139,17 +175,4 @@ func (r *readers) touch(c touched, dirty map[source.Key]struct{}) {
 			break
 		}
 	}
-}
-
-// answers reports whether c was or is among the answers to a question of u's.
-func answers(u *unit, question source.Key, c touched) bool {
-	for _, rd := range u.reads {
-		if rd.match == nil || rd.key != question {
-			continue
-		}
-		if c.old != nil && rd.match(c.old) || c.new != nil && rd.match(c.new) {
-			return true
-		}
-	}
-	return false
 }
