@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 )
@@ -41,6 +42,7 @@ type cluster struct {
 	o    options
 	kube kubernetes.Interface
 	dyn  dynamic.Interface
+	bare metadata.Interface
 
 	turn atomic.Int64 // so that every patch changes something
 }
@@ -51,7 +53,13 @@ func newCluster(config *rest.Config, o options) (*cluster, error) {
 		return nil, err
 	}
 	dyn, err := dynamic.NewForConfig(config)
-	return &cluster{o: o, kube: kube, dyn: dyn}, err
+	if err != nil {
+		return nil, err
+	}
+	bare, err := metadata.NewForConfig(config)
+	c := &cluster{o: o, kube: kube, dyn: dyn, bare: bare}
+	c.turn.Store(time.Now().UnixMilli()) // unlike that of a former run
+	return c, err
 }
 
 func namespaceOf(i int) string { return fmt.Sprintf("bench-%d", i%namespaces) }
@@ -249,19 +257,27 @@ func (c *cluster) policy(ctx context.Context) error {
 	}
 }
 
-// changePolicy gives the policy a rule that it has not had.
-func (c *cluster) changePolicy(ctx context.Context) error {
+// changePolicy gives the policy a rule that it has not had. It returns the policy's
+// new version.
+func (c *cluster) changePolicy(ctx context.Context) (version string, err error) {
 	patch := fmt.Appendf(nil, `{"spec": {"rules": [{"from": [{"source": {"namespaces": ["nowhere-%d"]}}]}]}}`, c.turn.Add(1))
-	_, err := c.dyn.Resource(policies).Namespace(namespaceOf(0)).Patch(ctx, policyName, types.MergePatchType, patch, metav1.PatchOptions{})
-	return err
+	u, err := c.dyn.Resource(policies).Namespace(namespaceOf(0)).Patch(ctx, policyName, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return "", err
+	}
+	return u.GetResourceVersion(), nil
 }
 
-// revise gives a pod a revision that it has not had.
-func (c *cluster) revise(ctx context.Context, i int) error {
+// revise gives a pod a revision that it has not had. It returns the pod's new
+// version.
+func (c *cluster) revise(ctx context.Context, i int) (version string, err error) {
 	ns, name := c.podName(i)
 	patch := fmt.Appendf(nil, `{"metadata": {"labels": {"service.istio.io/canonical-revision": "r%d"}}}`, c.turn.Add(1))
-	_, err := c.kube.CoreV1().Pods(ns).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
-	return err
+	p, err := c.kube.CoreV1().Pods(ns).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return "", err
+	}
+	return p.ResourceVersion, nil
 }
 
 // churn changes pods at the rate asked for, until ctx ends. The first pods are left
@@ -280,7 +296,7 @@ func (c *cluster) churn(ctx context.Context) {
 		go func() {
 			defer func() { <-slots }()
 			i := c.o.pods/2 + rand.IntN(c.o.pods/2)
-			_ = c.revise(ctx, i)
+			_, _ = c.revise(ctx, i)
 		}()
 	}
 }

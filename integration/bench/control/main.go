@@ -9,7 +9,9 @@
 // Pods are bound to nodes that nobody is; their status is patched here. Every
 // change is of one pod's revision or of one policy's rule, and its time begins when
 // the API server has answered the patch. All of it shares this machine's cores: the
-// API server and etcd included.
+// API server and etcd included. When the API server tells of a change is measured
+// too, by a watch of this program's own: what a change takes beyond that is the
+// control plane's part.
 //
 // Everything is made in namespaces named bench-…, on nodes named bench-…, and is
 // removed at the end.
@@ -51,6 +53,7 @@ type options struct {
 	churn      int           // pods that change per second in the busy scenarios
 	settle     time.Duration // how long a churn runs before it is measured
 	keep       bool
+	profiles   string // folder for profiles of the control plane; "" = none
 }
 
 func parse(args []string) (options, error) {
@@ -67,6 +70,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.churn, "churn", 50, "pods per second that change in the busy scenarios, 1 to 200")
 	f.DurationVar(&o.settle, "settle", 2*time.Second, "how long that goes on before it is measured")
 	f.BoolVar(&o.keep, "keep", false, "leave the objects for another run")
+	f.StringVar(&o.profiles, "profiles", "", "`folder` to put processor and heap profiles of the control plane into")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -104,6 +105,38 @@ func (p *plane) cpu() time.Duration {
 	user, _ := strconv.Atoi(f[11])
 	system, _ := strconv.Atoi(f[12])
 	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// profileTime is how long a processor profile is taken.
+const profileTime = 3 * time.Second
+
+// profile begins to take profiles of the control plane, and returns what waits for
+// them. Without a folder there are none.
+func (p *plane) profile(dir, name string) (wait func() error) {
+	if dir == "" {
+		return func() error { return nil }
+	}
+	taken := make(chan error, 1)
+	go func() {
+		taken <- errors.Join(
+			p.fetch(fmt.Sprintf("profile?seconds=%.0f", profileTime.Seconds()), filepath.Join(dir, name+".cpu")),
+			p.fetch("allocs", filepath.Join(dir, name+".allocs")))
+	}()
+	return func() error { return <-taken }
+}
+
+// fetch writes a profile to a file.
+func (p *plane) fetch(what, file string) error {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s", p.ports[1], what))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("profile: %w", err)
+	}
+	return os.WriteFile(file, b, 0o644)
 }
 
 // fleet is clients that subscribe as ztunnels do.
