@@ -16,7 +16,7 @@ import (
 
 // settle is the shortest time between two re-checks, so that a burst of changes
 // costs one.
-const settle = 20 * time.Millisecond
+const settle = 5 * time.Millisecond
 
 type direction bool
 
