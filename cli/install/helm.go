@@ -13,6 +13,7 @@ import (
 	chartcommon "helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/storage/driver"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/version"
 
@@ -81,6 +82,8 @@ func explain(op string, err error) error {
 		return laptop.WithHint(fmt.Errorf("%s: values are not valid: %s", op, complaints(text)), "culvert install --print-values shows every value with its meaning")
 	case errors.Is(err, driver.ErrReleaseExists), strings.Contains(text, "release: already exists"), strings.Contains(text, "another operation (install/upgrade/rollback) is in progress"), strings.Contains(text, "cannot re-use a name"):
 		return laptop.WithHint(fmt.Errorf("%s: %w", op, errAtWork), "let it finish; culvert check says what is installed then")
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) || strings.Contains(text, "because it is being terminated"):
+		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "the namespace is being deleted: try once more when kubectl get namespaces does not show it any more")
 	case apierrors.IsForbidden(err) || strings.Contains(text, "is forbidden"):
 		return laptop.WithHint(fmt.Errorf("%s: %w", op, err), "installing needs the rights of cluster-admin: ask for them, or use --context of who has them; culvert check --before lists what is missing")
 	case strings.Contains(text, "no matches for kind"):

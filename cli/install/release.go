@@ -45,6 +45,9 @@ func (i *Installer) Install(ctx context.Context, flags ValueFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := i.awaitNamespace(ctx); err != nil {
+		return err
+	}
 	last, err := i.last()
 	if err != nil {
 		return err
