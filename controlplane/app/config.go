@@ -28,6 +28,7 @@ type Config struct {
 	Drain      time.Duration // to send clients to other replicas at the end, with Kube
 	NoTrust    bool          // somebody else puts the mesh's roots into namespaces
 	CASecret   string        // Secret of the users' own certificate authority, with Kube
+	CAAddress  string        // who signs for proxies in our stead; "" = we do
 	State      string        // folder of the certificate authority; root-cert.pem appears there. "" with Kube: Secrets
 	TokenKeys  string        // JWKS file of the keys that sign service-account tokens; not with Kube
 	Mesh       compile.Mesh
@@ -84,6 +85,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.DurationVar(&c.Drain, "drain", 6*time.Second, "`time` in which clients are sent to other replicas at the end, with --kube; 0: at once")
 	trust := fs.Bool("trust-bundle", true, "keep the mesh's roots in ConfigMap istio-ca-root-cert of each namespace, with --kube")
 	fs.StringVar(&c.CASecret, "ca-secret-name", "cacerts", "`name` of the Secret with the users' own certificate authority, with --kube")
+	fs.StringVar(&c.CAAddress, "ca-address", "", "`URL` of another certificate authority, which waypoints are told of: this program signs for no proxy then")
 	fs.StringVar(&c.TokenKeys, "token-keys", "", "JWKS `file` of the keys that sign service-account tokens")
 	fs.StringVar(&c.XDSListen, "xds-listen", fmt.Sprintf(":%d", mesh.PortXDS), "`address` of xDS and CA")
 	fs.StringVar(&c.AdminListen, "admin-listen", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "`address` of the admin server")
@@ -98,6 +100,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&cluster, "cluster", string(mesh.DefaultCluster), "cluster `name`")
 	fs.StringVar(&network, "network", "", "network `name`")
 	fs.StringVar(&c.Mesh.RootNamespace, "root-namespace", "istio-system", "`namespace` of mesh-wide policies")
+	fs.BoolVar(&c.Mesh.NetworkPolicies, "network-policies", false, "have ztunnels hold tunnels to the NetworkPolicies of the pods where they end")
 	fs.Var(texts{&c.NodeAccounts}, "node-account", "`namespace/account` of node proxies (repeatable)")
 	c.Gateways.flags(fs)
 	fs.StringVar(&c.LogLevel, "log-level", env.Text("LOG_LEVEL", ""), "log `filter`")

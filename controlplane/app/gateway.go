@@ -65,7 +65,7 @@ func (a *App) gatewayOptions() gateway.Options {
 		address = fmt.Sprintf("https://culvert-controlplane.%s.svc:%d", a.cfg.Namespace, mesh.PortXDS)
 	}
 	return gateway.Options{
-		Image: a.cfg.Gateways.Image, XDSAddress: address, Revision: a.cfg.Gateways.Revision,
+		Image: a.cfg.Gateways.Image, XDSAddress: address, CAAddress: a.cfg.CAAddress, Revision: a.cfg.Gateways.Revision,
 		Domain: m.ClusterDomain, TrustDomain: m.TrustDomain, Cluster: string(m.Cluster), Network: string(m.Network),
 		RootNamespace: m.RootNamespace,
 		LogFormat:     a.cfg.LogFormat, // the mesh's logs are read together

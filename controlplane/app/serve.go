@@ -48,7 +48,9 @@ func (a *App) serve(ctx, serving context.Context) error {
 	b := newBerths(lis, func(more ...grpc.ServerOption) *grpc.Server {
 		s := grpc.NewServer(append(more, options...)...)
 		a.streams.Register(s)
-		a.ca.Register(s)
+		if a.cfg.CAAddress == "" {
+			a.ca.Register(s)
+		}
 		return s
 	})
 	a.log.Info("serving xDS and CA", "address", lis.Addr().String())

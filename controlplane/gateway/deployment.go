@@ -102,6 +102,7 @@ func (g Gateway) env(o Options) []corev1.EnvVar {
 		env = append(env, corev1.EnvVar{Name: "XDS_ADDRESS", Value: o.XDSAddress})
 	}
 	for _, v := range []corev1.EnvVar{
+		{Name: "CA_ADDRESS", Value: o.CAAddress},
 		{Name: "NETWORK", Value: o.Network},
 		{Name: "TRUST_DOMAIN", Value: o.TrustDomain},
 		{Name: "CLUSTER_DOMAIN", Value: o.Domain},

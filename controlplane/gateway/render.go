@@ -90,6 +90,7 @@ type Options struct {
 	Cluster     string // name of the cluster; "" = Kubernetes
 	Network     string // topology.istio.io/network of the pods, if any
 	XDSAddress  string // "" = istiod.istio-system.svc:15012
+	CAAddress   string // "" = XDSAddress
 	LogFormat   string // "plain" or "json"; "" = plain
 
 	// For MakePlan.

@@ -57,6 +57,9 @@ sidecar.istio.io/inject: "false"
 {{- end }}
 - --ca-secret-name={{ .Values.caSecretName }}
 - --trust-bundle={{ .Values.trustBundle }}
+{{- with .Values.global.caAddress }}
+- --ca-address={{ . }}
+{{- end }}
 - --drain={{ .Values.drain }}
 - --gateway-controller={{ .Values.gatewayController.enabled }}
 {{- if .Values.gatewayController.enabled }}

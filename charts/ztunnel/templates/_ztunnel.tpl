@@ -9,7 +9,7 @@ app: ztunnel
 
 {{- define "ztunnel.env" -}}
 - {name: XDS_ADDRESS, value: {{ include "ztunnel.xdsAddress" . | quote }}}
-- {name: CA_ADDRESS, value: {{ .Values.caAddress | default (include "ztunnel.xdsAddress" .) | quote }}}
+- {name: CA_ADDRESS, value: {{ .Values.caAddress | default .Values.global.caAddress | default (include "ztunnel.xdsAddress" .) | quote }}}
 - {name: XDS_ROOT_CA, value: /var/run/secrets/istio/root-cert.pem}
 - {name: CA_ROOT_CA, value: /var/run/secrets/istio/root-cert.pem}
 - {name: AUTH_TOKEN, value: /var/run/secrets/tokens/istio-token}
