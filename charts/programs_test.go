@@ -23,10 +23,10 @@ func TestProgramsUnderstand(t *testing.T) {
 	for name, values := range map[string]string{
 		"defaults": "{}",
 		"much": `
-global: {network: net-1, compatibility: {istio: true}, logLevel: "info,xds=debug", logFormat: json}
+global: {network: net-1, caAddress: "ca.example.org:443", compatibility: {istio: true}, logLevel: "info,xds=debug", logFormat: json}
 controlplane: {trustedNodeAccounts: [other/ztunnel], gatewayController: {waypointImage: example.org/waypoint:v1}}
 cni: {probeSNAT: true, cniConfFileName: 10-x.conflist, ownConfFileName: 00-culvert.conflist, excludeNamespaces: [a, b]}
-ztunnel: {peerCaCrl: revoked, accessLogLevel: "off", caAddress: "https://ca.example.org:443"}`,
+ztunnel: {peerCaCrl: revoked, accessLogLevel: "off", caAddress: "https://ca-2.example.org:443"}`,
 		"little": "{controlplane: {webhook: {enabled: false}, gatewayController: {enabled: false}}, cni: {prove: false, excludeNamespaces: []}}",
 	} {
 		t.Run(name, func(t *testing.T) {
