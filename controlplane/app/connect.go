@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/culvert-mesh/culvert/controlplane/ca"
+	"github.com/culvert-mesh/culvert/controlplane/source"
 	"github.com/culvert-mesh/culvert/controlplane/source/file"
 	"github.com/culvert-mesh/culvert/controlplane/source/kube"
 	"github.com/culvert-mesh/culvert/pkg/logging"
@@ -30,7 +31,11 @@ func (a *App) connect() (ca.Authenticator, error) {
 	config.UserAgent = "culvert-controlplane/" + run.Version()
 	config.QPS, config.Burst = 200, 400 // token reviews of a cluster whose proxies all start at once
 	a.kube = config
-	if a.source, err = kube.New(config, log); err != nil {
+	var asked []source.Kind
+	if a.cfg.Mesh.NetworkPolicies {
+		asked = append(asked, source.KindNetworkPolicy)
+	}
+	if a.source, err = kube.New(config, log, asked...); err != nil {
 		return nil, err
 	}
 	reviews, err := authentication.NewForConfig(config)

@@ -48,7 +48,7 @@ func TestGolden(t *testing.T) {
 // results compiles a folder.
 func results(t *testing.T, dir string) (resources, findings string) {
 	u := file.Decode(folder.Load(folder.Layers{Base: []string{dir}}))
-	m := model.New(compile.Mesh{})
+	m := model.New(compile.Mesh{NetworkPolicies: true})
 	var list []xds.Resource
 	for _, c := range m.Apply(u) {
 		list = append(list, workload.Resources(c.Output)...)
@@ -83,7 +83,11 @@ func results(t *testing.T, dir string) (resources, findings string) {
 }
 
 func body(t *testing.T, r xds.Resource) string {
-	m, err := r.Body.UnmarshalNew()
+	decoded, err := r.Decode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := decoded.GetResource().UnmarshalNew()
 	if err != nil {
 		t.Fatal(err)
 	}

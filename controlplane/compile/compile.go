@@ -9,6 +9,7 @@
 //	EndpointSlice        → mesh.Workloads, one an address that is no pod's
 //	AuthorizationPolicy  → mesh.Policy
 //	PeerAuthentication   → mesh.Policy
+//	NetworkPolicy        → mesh.Policy, one for each set of them that isolates pods (Mesh.NetworkPolicies)
 //	Gateway, HTTPRoute   → conditions; their effect is part of the Services they name
 //
 // # What cannot be enforced
@@ -63,6 +64,8 @@ type Mesh struct {
 	Cluster       mesh.Cluster // "" = Kubernetes
 	Network       mesh.Network
 	RootNamespace string // of mesh-wide policies; "" = istio-system
+
+	NetworkPolicies bool // ztunnels hold tunnels to the NetworkPolicies of the pods where they end
 }
 
 // WithDefaults returns m with empty fields filled in.
@@ -163,6 +166,8 @@ func Compile(m Mesh, v View, o source.Object) Output {
 		c.authorization(o)
 	case *source.PeerAuthentication:
 		c.peerAuthentication(o)
+	case *source.NetworkPolicy:
+		c.networkPolicy(o)
 	case *source.Gateway:
 		c.gateway(o)
 	case *source.HTTPRoute:

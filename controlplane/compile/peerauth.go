@@ -127,7 +127,8 @@ func (c *compilation) portPolicy(p *source.PeerAuthentication) *mesh.Policy {
 }
 
 // policiesOf returns the policies that a pod names: those that select it by
-// label, then what its PeerAuthentication comes to, then the waypoint's.
+// label, then what its PeerAuthentication and its NetworkPolicies come to, then the
+// waypoint's.
 func (c *compilation) policiesOf(p *source.Pod, services []*source.Service, own *waypoint) []mesh.PolicyName {
 	var out []mesh.PolicyName
 	namespaces := []string{p.Namespace}
@@ -141,6 +142,9 @@ func (c *compilation) policiesOf(p *source.Pod, services []*source.Service, own 
 	}
 	slices.SortFunc(out, func(a, b mesh.PolicyName) int { return cmp.Compare(a.String(), b.String()) })
 	if name, ok := c.peerPolicy(p); ok {
+		out = append(out, name)
+	}
+	if name, ok := c.isolation(p); ok {
 		out = append(out, name)
 	}
 	return append(out, c.waypointOnly(p, services, own)...)

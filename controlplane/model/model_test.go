@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	security "istio.io/api/security/v1beta1"
 	typev1beta1 "istio.io/api/type/v1beta1"
+	networkingv1 "k8s.io/api/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/culvert-mesh/culvert/controlplane/compile"
@@ -54,7 +55,7 @@ func (d dice) selector() *typev1beta1.WorkloadSelector {
 }
 
 func (d dice) object() source.Object {
-	switch d.IntN(12) {
+	switch d.IntN(13) {
 	case 0:
 		m := d.meta("n")
 		m.Name, m.Namespace = m.Namespace, ""
@@ -71,6 +72,8 @@ func (d dice) object() source.Object {
 		return d.peerAuthentication()
 	case 10:
 		return d.gateway()
+	case 11:
+		return (&world{dice: d, policies: map[string]networkingv1.NetworkPolicy{}}).changePolicy()
 	}
 	return d.route()
 }
@@ -174,7 +177,7 @@ func TestIncremental(t *testing.T) {
 }
 
 func incremental(t *testing.T, d dice, steps int) {
-	m := model.New(compile.Mesh{})
+	m := model.New(compile.Mesh{NetworkPolicies: true})
 	held := map[source.Key]source.Object{}
 	told := map[string]string{} // by the changes alone
 	owners := map[source.Key][]string{}
@@ -192,7 +195,7 @@ func incremental(t *testing.T, d dice, steps int) {
 				told[name] = r.Version
 			}
 		}
-		fresh := model.New(compile.Mesh{})
+		fresh := model.New(compile.Mesh{NetworkPolicies: true})
 		var all source.Update
 		for _, o := range held {
 			all.Set = append(all.Set, o)

@@ -17,6 +17,7 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
+	networkingv1 "k8s.io/api/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/culvert-mesh/culvert/pkg/reason"
@@ -33,6 +34,7 @@ const (
 	KindService             Kind = "Service"
 	KindAuthorizationPolicy Kind = "AuthorizationPolicy"
 	KindPeerAuthentication  Kind = "PeerAuthentication"
+	KindNetworkPolicy       Kind = "NetworkPolicy"
 	KindGateway             Kind = "Gateway"
 	KindHTTPRoute           Kind = "HTTPRoute"
 	KindReferenceGrant      Kind = "ReferenceGrant"
@@ -215,6 +217,12 @@ type PeerAuthentication struct {
 	Spec *security.PeerAuthentication
 }
 
+// NetworkPolicy is Kubernetes'.
+type NetworkPolicy struct {
+	Meta
+	Spec networkingv1.NetworkPolicySpec
+}
+
 // Gateway is the Gateway API's.
 type Gateway struct {
 	Meta
@@ -269,6 +277,9 @@ func (p *AuthorizationPolicy) Key() Key { return Key{KindAuthorizationPolicy, p.
 
 // Key implements Object.
 func (p *PeerAuthentication) Key() Key { return Key{KindPeerAuthentication, p.Namespace, p.Name} }
+
+// Key implements Object.
+func (p *NetworkPolicy) Key() Key { return Key{KindNetworkPolicy, p.Namespace, p.Name} }
 
 // Key implements Object.
 func (g *Gateway) Key() Key { return Key{KindGateway, g.Namespace, g.Name} }

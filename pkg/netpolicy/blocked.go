@@ -23,22 +23,29 @@ type Finding struct {
 	Peers     []string // who is cut off: pods of the mesh, "namespace/name"
 }
 
-// Message says it in a sentence, with what to do about it.
+// Message says it in a sentence.
 func (f Finding) Message() string {
 	who := strings.Join(f.Peers, ", ")
 	if len(f.Peers) > 3 {
 		who = fmt.Sprintf("%s and %d more", strings.Join(f.Peers[:3], ", "), len(f.Peers)-3)
 	}
-	var ports []string
-	for _, p := range f.Ports {
-		ports = append(ports, fmt.Sprint(p))
+	ports := "port"
+	if len(f.Ports) > 1 {
+		ports = "ports"
 	}
+	for i, p := range f.Ports {
+		ports += strings.Repeat(",", min(i, 1)) + fmt.Sprintf(" %d", p)
+	}
+	policies := strings.Join(f.Policies, ", ")
 	if f.Direction == Egress {
-		return fmt.Sprintf("NetworkPolicy %s lets pod %s through to %s on port %s, but not on 15008, by which the mesh goes there: add TCP port 15008 to its egress rules",
-			strings.Join(f.Policies, ", "), f.Pod, who, strings.Join(ports, ", "))
+		return fmt.Sprintf("NetworkPolicy %s lets pod %s through to %s on %s, but not on %d, by which the mesh goes there", policies, f.Pod, who, ports, mesh.PortHBONE)
 	}
-	return fmt.Sprintf("NetworkPolicy %s lets %s through to pod %s on port %s, but not on 15008, by which the mesh comes: add TCP port 15008 to its ingress rules",
-		strings.Join(f.Policies, ", "), who, f.Pod, strings.Join(ports, ", "))
+	return fmt.Sprintf("NetworkPolicy %s lets %s through to pod %s on %s, but not on %d, by which the mesh comes", policies, who, f.Pod, ports, mesh.PortHBONE)
+}
+
+// Fix says what to do about it.
+func (f Finding) Fix() string {
+	return fmt.Sprintf("add TCP port %d to its %s rules", mesh.PortHBONE, f.Direction)
 }
 
 // redirection is what the node agent writes on pods of the mesh.
@@ -79,7 +86,7 @@ func (c Cluster) kinds() []*kind {
 	var order []*kind
 	for i := range c.Pods {
 		p := &c.Pods[i]
-		if p.Annotations[redirection] == "" {
+		if !c.inMesh(p) {
 			continue
 		}
 		key := keyOf(p)
@@ -95,6 +102,13 @@ func (c Cluster) kinds() []*kind {
 		k.pods = append(k.pods, p)
 	}
 	return order
+}
+
+func (c Cluster) inMesh(p *corev1.Pod) bool {
+	if c.InMesh != nil {
+		return c.InMesh(p)
+	}
+	return p.Annotations[redirection] != ""
 }
 
 // blocks reports whether any policy goes by addresses.
@@ -125,7 +139,7 @@ func keyOf(p *corev1.Pod) string {
 		}
 		fmt.Fprintf(&b, "\x00%s=%s", key, p.Labels[key])
 	}
-	for _, ctr := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
+	for _, ctr := range serving(p) {
 		for _, port := range ctr.Ports {
 			fmt.Fprintf(&b, "\x01%s/%d/%s", port.Name, port.ContainerPort, port.Protocol)
 		}
@@ -135,7 +149,7 @@ func keyOf(p *corev1.Pod) string {
 
 // portsOf are a pod's own TCP ports.
 func portsOf(p *corev1.Pod) (ports []uint16) {
-	for _, ctr := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
+	for _, ctr := range serving(p) {
 		for _, cp := range ctr.Ports {
 			if (cp.Protocol == "" || cp.Protocol == corev1.ProtocolTCP) && cp.ContainerPort > 0 && cp.ContainerPort != int32(mesh.PortHBONE) {
 				ports = append(ports, uint16(cp.ContainerPort))

@@ -1,8 +1,10 @@
-// Package netpolicy evaluates Kubernetes NetworkPolicies, and finds those that let a
-// pod's callers through to its ports but not to the tunnel's.
+// Package netpolicy evaluates Kubernetes NetworkPolicies, finds those that let a pod's
+// callers through to its ports but not to the tunnel's, and makes of them what ztunnel
+// can hold to at the tunnel's end.
 //
 //	policies, pods, namespaces ──▶ Cluster.Allowed(direction, from, to, port) bool
-//	                        └────▶ Blocked ──▶ []Finding: which pods are cut off, by which policies
+//	                        ├────▶ Blocked ──▶ []Finding: which pods are cut off, by which policies
+//	                        └────▶ Set.Deny ──▶ mesh.Rule: what ztunnel refuses at the tunnel's end
 //
 // A pod of the mesh is called on TCP port 15008 whatever port its client means. A
 // policy that names ports, and was written before the mesh came, allows the client's
@@ -27,6 +29,7 @@ type Cluster struct {
 	Namespaces []corev1.Namespace
 	Pods       []corev1.Pod
 	Policies   []networkingv1.NetworkPolicy
+	InMesh     func(*corev1.Pod) bool // which pods Blocked is about; nil: those that are captured
 }
 
 // Direction is which end of a connection a policy is about.
@@ -95,8 +98,12 @@ func selects(s *metav1.LabelSelector, of map[string]string) bool {
 }
 
 // Allowed reports whether the policies of one end let a connection through: those of
-// to for Ingress, those of from for Egress. Port is the TCP port that is called.
+// to for Ingress, those of from for Egress. Port is the TCP port that is called. No
+// policy keeps a pod from itself.
 func (c Cluster) Allowed(d Direction, from, to *corev1.Pod, port uint16) bool {
+	if from.Namespace == to.Namespace && from.Name == to.Name {
+		return true
+	}
 	self, peer := to, from
 	if d == Egress {
 		self, peer = from, to
@@ -121,7 +128,7 @@ func (u rule) hasPort(target *corev1.Pod, port uint16) bool {
 		return true
 	}
 	return slices.ContainsFunc(u.ports, func(p networkingv1.NetworkPolicyPort) bool {
-		if p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
+		if !tcp(p) {
 			return false
 		}
 		switch {
@@ -137,7 +144,7 @@ func (u rule) hasPort(target *corev1.Pod, port uint16) bool {
 }
 
 func named(p *corev1.Pod, name string) (ports []uint16) {
-	for _, ctr := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
+	for _, ctr := range serving(p) {
 		for _, cp := range ctr.Ports {
 			if cp.Name == name && (cp.Protocol == "" || cp.Protocol == corev1.ProtocolTCP) {
 				ports = append(ports, uint16(cp.ContainerPort))
@@ -145,6 +152,17 @@ func named(p *corev1.Pod, name string) (ports []uint16) {
 		}
 	}
 	return ports
+}
+
+// serving are the containers that run as long as the pod does.
+func serving(p *corev1.Pod) []corev1.Container {
+	all := slices.Clone(p.Spec.Containers)
+	for _, ctr := range p.Spec.InitContainers {
+		if ctr.RestartPolicy != nil && *ctr.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			all = append(all, ctr)
+		}
+	}
+	return all
 }
 
 // hasPeer evaluates peers; none are all. namespace is the policy's.

@@ -55,7 +55,7 @@ func TestBlocked(t *testing.T) {
 	golden.Cases(t, "testdata/*.txtar", func(t *testing.T, c *golden.Case) {
 		var out strings.Builder
 		for _, f := range Blocked(read(t, string(c.Section(t, "objects")))) {
-			fmt.Fprintf(&out, "%s %s %v\n  %s\n", f.Pod, f.Direction, f.Peers, f.Message())
+			fmt.Fprintf(&out, "%s %s %v\n  %s\n  → %s\n", f.Pod, f.Direction, f.Peers, f.Message(), f.Fix())
 		}
 		c.Want(t, "want", out.String())
 	})

@@ -58,6 +58,7 @@ func decoders() map[groupKind]decoder {
 		{gatewayGroup, "HTTPRoute"}:            kubernetes(toHTTPRoute),
 		{gatewayGroup, "ReferenceGrant"}:       kubernetes(toReferenceGrant),
 		{discoveryGroup, "EndpointSlice"}:      kubernetes(toEndpointSlice),
+		{"networking.k8s.io", "NetworkPolicy"}: kubernetes(toNetworkPolicy),
 		{networkingGroup, "ServiceEntry"}:      decodeServiceEntry,
 		{networkingGroup, "WorkloadEntry"}:     decodeWorkloadEntry,
 		{securityGroup, "AuthorizationPolicy"}: decodeAuthorizationPolicy,

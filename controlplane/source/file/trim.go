@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/culvert-mesh/culvert/controlplane/source"
@@ -29,6 +30,10 @@ func toService(s *corev1.Service, m source.Meta) (source.Object, []fault) {
 		faults = append(faults, enum(fmt.Sprintf("spec.ports[%d].protocol", i), p.Protocol, "TCP", "UDP", "SCTP")...)
 	}
 	return out, faults
+}
+
+func toNetworkPolicy(p *networkingv1.NetworkPolicy, m source.Meta) (source.Object, []fault) {
+	return trim.NetworkPolicy(p, m), nil
 }
 
 func toGateway(g *gatewayv1.Gateway, m source.Meta) (source.Object, []fault) {

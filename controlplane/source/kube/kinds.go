@@ -9,6 +9,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +26,7 @@ type kind struct {
 	group    schema.GroupVersion
 	key      source.Kind
 	optional bool   // defined by a custom resource definition that may not be there
+	asked    bool   // read only if New is told to
 	bare     bool   // metadata is all that is read, and all that is asked for
 	labels   string // selector of those that are read; "" = all
 	sample   runtime.Object
@@ -41,6 +43,8 @@ var (
 	istioGV   = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
 	networkGV = schema.GroupVersion{Group: "networking.istio.io", Version: "v1"}
 	slicesGV  = schema.GroupVersion{Group: "discovery.k8s.io", Version: "v1"}
+
+	policiesGV = schema.GroupVersion{Group: "networking.k8s.io", Version: "v1"}
 )
 
 // notOfPods selects the slices that are read.
@@ -59,6 +63,8 @@ func kinds() []kind {
 			trim: of(func(o *corev1.Service, m source.Meta) source.Object { return trim.Service(o, m) })},
 		{name: "endpointslices", group: slicesGV, key: source.KindEndpointSlice, labels: notOfPods, sample: &discoveryv1.EndpointSlice{},
 			trim: of(func(o *discoveryv1.EndpointSlice, m source.Meta) source.Object { return trim.EndpointSlice(o, m) })},
+		{name: "networkpolicies", group: policiesGV, key: source.KindNetworkPolicy, asked: true, sample: &networkingv1.NetworkPolicy{},
+			trim: of(func(o *networkingv1.NetworkPolicy, m source.Meta) source.Object { return trim.NetworkPolicy(o, m) })},
 		{name: "gateways", group: gatewayGV, key: source.KindGateway, optional: true, sample: &gatewayv1.Gateway{},
 			trim: of(func(o *gatewayv1.Gateway, m source.Meta) source.Object { return trim.Gateway(o, m) })},
 		{name: "httproutes", group: gatewayGV, key: source.KindHTTPRoute, optional: true, sample: &gatewayv1.HTTPRoute{},
@@ -158,7 +164,7 @@ func strip(p *corev1.Pod) {
 		NodeName:                 p.Spec.NodeName,
 		HostNetwork:              p.Spec.HostNetwork,
 	}
-	for _, c := range p.Spec.Containers {
+	for _, c := range trim.Serving(p) {
 		if len(c.Ports) > 0 {
 			spec.Containers = append(spec.Containers, corev1.Container{Ports: c.Ports})
 		}

@@ -16,6 +16,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/go-logr/logr"
@@ -43,26 +44,26 @@ type Source struct {
 	bare    clientmeta.Interface
 	queue   *queue
 	klogger klog.Logger
+	asked   []source.Kind // of those kinds that not everybody wants
 
 	mu      sync.Mutex
 	running map[string]func() // by kind: stops it and drops its objects
 }
 
-// New returns a Source that asks nothing before Run.
-func New(config *rest.Config, log *slog.Logger) (*Source, error) {
+// New returns a Source that asks nothing before Run. NetworkPolicies it reads only
+// when asked names their kind.
+func New(config *rest.Config, log *slog.Logger, asked ...source.Kind) (*Source, error) {
 	bare, err := clientmeta.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
-	s := &Source{log: log, config: config, bare: bare, running: map[string]func(){}, klogger: logr.FromSlogHandler(log.Handler())}
+	s := &Source{log: log, config: config, bare: bare, running: map[string]func(){}, asked: asked, klogger: logr.FromSlogHandler(log.Handler())}
 	if s.scheme, err = newScheme(); err != nil {
 		return nil, err
 	}
 	s.queue = newQueue(definitions)
-	for _, k := range kinds() {
-		if !k.optional {
-			s.queue.awaits(k.name)
-		}
+	for _, k := range s.always() {
+		s.queue.awaits(k.name)
 	}
 	return s, nil
 }
@@ -93,14 +94,19 @@ func newScheme() (*runtime.Scheme, error) {
 func (s *Source) Run(ctx context.Context, handle func(source.Update)) error {
 	ctx = klog.NewContext(ctx, s.klogger)
 	var g run.Group
-	for _, k := range kinds() {
-		if !k.optional {
-			g.Add("watch "+k.name, func(ctx context.Context) error { return s.watch(ctx, k, newStore(k, s.queue)) })
-		}
+	for _, k := range s.always() {
+		g.Add("watch "+k.name, func(ctx context.Context) error { return s.watch(ctx, k, newStore(k, s.queue)) })
 	}
 	g.Add("watch definitions", s.watchDefinitions)
 	g.Add("changes", func(ctx context.Context) error { return s.hand(ctx, handle) })
 	return g.Run(ctx)
+}
+
+// always are the kinds that are there whatever is defined.
+func (s *Source) always() []kind {
+	return slices.DeleteFunc(kinds(), func(k kind) bool {
+		return k.optional || k.asked && !slices.Contains(s.asked, k.key)
+	})
 }
 
 // hand passes on what has gathered, until ctx ends.

@@ -14,6 +14,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -61,12 +62,29 @@ func Pod(p *corev1.Pod, m source.Meta) *source.Pod {
 			out.Owner = source.Owner{Kind: o.Kind, Name: o.Name}
 		}
 	}
-	for _, c := range p.Spec.Containers {
+	for _, c := range Serving(p) {
 		for _, port := range c.Ports {
 			out.Ports = append(out.Ports, source.ContainerPort{Name: port.Name, Port: port.ContainerPort, Protocol: cmp.Or(string(port.Protocol), "TCP")})
 		}
 	}
 	return out
+}
+
+// Serving are a pod's containers that run as long as it does: its init containers
+// that are started again and again (native sidecars) are among them.
+func Serving(p *corev1.Pod) []corev1.Container {
+	all := p.Spec.Containers[:len(p.Spec.Containers):len(p.Spec.Containers)]
+	for _, c := range p.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// NetworkPolicy trims a network policy.
+func NetworkPolicy(p *networkingv1.NetworkPolicy, m source.Meta) *source.NetworkPolicy {
+	return &source.NetworkPolicy{Meta: m, Spec: p.Spec}
 }
 
 // Service trims a service.
