@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/culvert-mesh/culvert/controlplane/xds"
 	"github.com/culvert-mesh/culvert/pkg/certs/selfsigned"
 )
 
@@ -40,7 +41,7 @@ func (a *App) serve(ctx, serving context.Context) error {
 	a.bound <- lis.Addr()
 	options := []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate})),
-		grpc.MaxRecvMsgSize(maxRequestSize), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTime),
+		grpc.ForceServerCodecV2(xds.Codec()), grpc.MaxRecvMsgSize(maxRequestSize), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingPeriod, Timeout: pingTimeout,
 			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: maxAgeGrace}),

@@ -29,11 +29,12 @@ func pod(c *Cache, name, value string, groups ...string) {
 
 // sent returns the names that the stream is due, and those it is told are gone.
 func sent(s *stream, c *Cache) (names, removed []string) {
-	for _, p := range s.collect(c) {
-		for _, r := range p.response.GetResources() {
+	for _, r := range s.collect(c) {
+		m := read(r)
+		for _, r := range m.GetResources() {
 			names = append(names, r.GetName())
 		}
-		removed = append(removed, p.response.GetRemovedResources()...)
+		removed = append(removed, m.GetRemovedResources()...)
 	}
 	slices.Sort(names)
 	return names, removed

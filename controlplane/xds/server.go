@@ -75,7 +75,7 @@ func NewServer(cfg Config) *Server {
 	return &Server{cfg: cfg, metrics: newServerMetrics(cfg.Metrics)}
 }
 
-// Register adds the service to a gRPC server.
+// Register adds the service to a gRPC server, whose codec must be Codec.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
@@ -211,11 +211,11 @@ func (s *Server) send(ctx context.Context, g discovery.AggregatedDiscoveryServic
 		case <-st.wake:
 		}
 		for _, p := range st.collect(s.cfg.Cache) {
-			if err := g.Send(p.response); err != nil {
+			if err := g.SendMsg(p); err != nil {
 				return err
 			}
-			s.metrics.pushes.WithLabelValues(p.response.TypeUrl).Inc()
-			s.metrics.size.WithLabelValues(p.response.TypeUrl).Observe(float64(p.size))
+			s.metrics.pushes.WithLabelValues(p.rest.TypeUrl).Inc()
+			s.metrics.size.WithLabelValues(p.rest.TypeUrl).Observe(float64(p.size))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 )
 
 // wildcard stands for every resource of a type.
@@ -19,6 +21,7 @@ type subscription struct {
 	names    map[string]struct{} // asked for by name or alias
 	groups   map[string]struct{} // whose members come along with what was asked for
 	pending  map[string]struct{} // changed since they were last sent
+	all      bool                // everything is pending, whatever pending says
 	since    time.Time           // when the oldest pending change came
 	answer   bool                // a response is due even without content
 	status   TypeStatus
@@ -101,7 +104,7 @@ func (sub *subscription) markLocked(name string, wanted bool) bool {
 			return false
 		}
 	}
-	if len(sub.pending) == 0 {
+	if len(sub.pending) == 0 && !sub.all {
 		sub.since = time.Now()
 	}
 	sub.pending[name] = struct{}{}
@@ -212,7 +215,12 @@ func (sub *subscription) unfollow(t *typeCache, scope, name string) {
 	delete(sub.groups, r.Group)
 }
 
+// enqueueAll makes everything pending but for what is held in the present version.
 func (sub *subscription) enqueueAll(t *typeCache, scope string, held map[string]string) {
+	if len(held) == 0 {
+		sub.all = true
+		return
+	}
 	if t == nil {
 		return
 	}
@@ -226,7 +234,7 @@ func (sub *subscription) enqueueAll(t *typeCache, scope string, held map[string]
 // change takes a later change of names. Every name newly asked for is answered,
 // if only with its absence.
 func (sub *subscription) change(t *typeCache, scope string, req *discovery.DeltaDiscoveryRequest) {
-	if len(sub.pending) == 0 {
+	if len(sub.pending) == 0 && !sub.all {
 		sub.since = time.Now()
 	}
 	for _, n := range req.GetResourceNamesUnsubscribe() {
@@ -264,39 +272,36 @@ func (sub *subscription) answered(req *discovery.DeltaDiscoveryRequest, now time
 	return now.Sub(since), ""
 }
 
-// push is one response to send.
-type push struct {
-	response *discovery.DeltaDiscoveryResponse
-	size     int
-}
+// due reports whether there is something to send.
+func (sub *subscription) due() bool { return sub.answer || sub.all || len(sub.pending) > 0 }
 
 // collect takes what is pending and returns the responses for it: what others
 // refer to first, and its removal last.
-func (s *stream) collect(c *Cache) []push {
+func (s *stream) collect(c *Cache) []*response {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var due []string
 	for _, url := range s.order {
-		if sub := s.subs[url]; sub != nil && (sub.answer || len(sub.pending) > 0) {
+		if sub := s.subs[url]; sub != nil && sub.due() {
 			due = append(due, url)
 		}
 	}
-	var sets, removals []push
+	var sets, removals []*response
 	for _, url := range due {
 		sub := s.subs[url]
-		resources, removed := sub.take(c.types[url], s.client.Scope)
-		if len(resources) > 0 || sub.answer {
-			together := removed
+		t := sub.take(c.types[url], s.client.Scope)
+		if len(t.resources) > 0 || sub.answer {
+			together := t.removed
 			if len(due) > 1 {
 				together = nil
 			}
-			sets = append(sets, s.responseLocked(url, sub, c.changes, resources, together))
-			removed = removed[len(together):]
+			sets = append(sets, s.responseLocked(url, sub, c.changes, t, together))
+			t.removed = t.removed[len(together):]
 		}
-		if len(removed) > 0 {
-			removals = append(removals, s.responseLocked(url, sub, c.changes, nil, removed))
+		if len(t.removed) > 0 {
+			removals = append(removals, s.responseLocked(url, sub, c.changes, taken{}, t.removed))
 		}
 		sub.answer = false
 	}
@@ -304,49 +309,88 @@ func (s *stream) collect(c *Cache) []push {
 	return append(sets, removals...)
 }
 
+// taken is what was pending.
+type taken struct {
+	resources []mem.Buffer
+	size      int // bytes of their content
+	removed   []string
+}
+
+func (t *taken) add(r *Resource) {
+	t.resources = append(t.resources, r.wire)
+	t.size += r.size
+}
+
 // take empties pending. What comes along with a resource is pending once the
 // resource is taken.
-func (sub *subscription) take(t *typeCache, scope string) (resources []*discovery.Resource, removed []string) {
+func (sub *subscription) take(t *typeCache, scope string) (out taken) {
+	if t == nil {
+		out.removed = slices.Sorted(maps.Keys(sub.pending))
+	} else if sub.all {
+		out = t.everything(scope)
+		out.removed = slices.Sorted(sub.absent(t, scope))
+	} else {
+		sub.takeNamed(t, scope, &out)
+	}
+	sub.all, sub.pending = false, map[string]struct{}{}
+	return out
+}
+
+// everything returns all that scope sees.
+func (t *typeCache) everything(scope string) (out taken) {
+	names := t.names()
+	out.resources = make([]mem.Buffer, 0, len(names))
+	for _, n := range names {
+		if r := t.named(n, scope); r != nil {
+			out.add(r)
+		}
+	}
+	return out
+}
+
+// absent yields what is pending and not there.
+func (sub *subscription) absent(t *typeCache, scope string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for n := range sub.pending {
+			if t.lookup(n, scope) == nil && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+func (sub *subscription) takeNamed(t *typeCache, scope string, out *taken) {
 	given := make(map[string]struct{}, len(sub.pending))
 	for len(sub.pending) > 0 {
 		names := slices.Sorted(maps.Keys(sub.pending))
 		sub.pending = map[string]struct{}{}
 		for _, n := range names {
-			var r *Resource
-			if t != nil {
-				r = t.lookup(n, scope)
-			}
+			r := t.lookup(n, scope)
 			if r == nil {
-				removed = append(removed, n)
+				out.removed = append(out.removed, n)
 				continue
 			}
 			if _, twice := given[r.Name.Name]; !twice {
 				given[r.Name.Name] = struct{}{}
-				resources = append(resources, r.wire())
+				out.add(r)
 				sub.follow(t, scope, r.Group, nil)
 			}
 		}
 	}
-	return resources, removed
 }
 
-func (s *stream) responseLocked(url string, sub *subscription, version uint64, resources []*discovery.Resource, removed []string) push {
+func (s *stream) responseLocked(url string, sub *subscription, version uint64, t taken, removed []string) *response {
 	s.nonce++
 	nonce := strconv.FormatUint(s.nonce, 10)
 	sub.sent[nonce] = sub.since
 	sub.status.Sent = nonce
 	sub.status.Pushes++
-	size := 0
-	for _, r := range resources {
-		size += len(r.Resource.Value)
-	}
-	return push{&discovery.DeltaDiscoveryResponse{
+	return &response{rest: &discovery.DeltaDiscoveryResponse{
 		SystemVersionInfo: strconv.FormatUint(version, 10),
 		TypeUrl:           url,
 		Nonce:             nonce,
-		Resources:         resources,
 		RemovedResources:  removed,
-	}, size}
+	}, resources: t.resources, size: t.size}
 }
 
 // status returns how the client stands.
@@ -356,7 +400,7 @@ func (s *stream) status() map[string]TypeStatus {
 	out := make(map[string]TypeStatus, len(s.subs))
 	for url, sub := range s.subs {
 		st := sub.status
-		st.Synced = len(sub.pending) == 0 && len(sub.sent) == 0 && st.LastNack == "" && !sub.answer
+		st.Synced = !sub.due() && len(sub.sent) == 0 && st.LastNack == ""
 		out[url] = st
 	}
 	return out

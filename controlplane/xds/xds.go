@@ -20,14 +20,12 @@
 package xds
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/grpc/mem"
 
 	"github.com/culvert-mesh/culvert/controlplane/source"
 )
@@ -42,7 +40,6 @@ type Name struct {
 type Resource struct {
 	Name
 	Version string
-	Body    *anypb.Any
 	Aliases []string // other names under which it may be asked for
 	Scope   string   // the one client scope that sees it; "" = all
 
@@ -50,37 +47,13 @@ type Resource struct {
 	// asks by name; "" for none. Groups are the sets that this one belongs to.
 	Group  string
 	Groups []string
+
+	wire mem.Buffer // the field of a response that it is
+	size int        // bytes of its content
 }
 
 // NodeGroup is the set of what a client on that node needs without asking.
 func NodeGroup(node string) string { return "@node/" + node }
-
-// NewResource returns a resource with m as its content. The version is a hash of
-// content and aliases.
-func NewResource(name string, m proto.Message, aliases []string, scope string) Resource {
-	url := "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName())
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic("xds: resource does not encode: " + err.Error()) // only invalid UTF-8, which decoding refuses
-	}
-	h := sha256.New()
-	h.Write(b)
-	for _, a := range aliases {
-		h.Write([]byte{0})
-		h.Write([]byte(a))
-	}
-	return Resource{
-		Name:    Name{url, name},
-		Version: hex.EncodeToString(h.Sum(nil)[:8]),
-		Body:    &anypb.Any{TypeUrl: url, Value: b},
-		Aliases: aliases,
-		Scope:   scope,
-	}
-}
-
-func (r *Resource) wire() *discovery.Resource {
-	return &discovery.Resource{Name: r.Name.Name, Version: r.Version, Resource: r.Body, Aliases: r.Aliases}
-}
 
 // same reports whether clients could not tell r from other. What a resource
 // belongs to follows from its content.
@@ -102,6 +75,17 @@ type typeCache struct {
 	byName  map[string][]owned
 	aliases map[string][]string            // alias to names
 	groups  map[string]map[string]struct{} // group to names of its members
+	sorted  atomic.Pointer[[]string]       // the names, once somebody has asked; readers of the cache set it
+}
+
+// names returns all names, in order. They are not to be changed.
+func (t *typeCache) names() []string {
+	if list := t.sorted.Load(); list != nil {
+		return *list
+	}
+	list := slices.Sorted(maps.Keys(t.byName))
+	t.sorted.Store(&list)
+	return list
 }
 
 // Cache holds what there is to send, and tells streams what changed.
@@ -210,6 +194,9 @@ func (t *typeCache) replace(name string, next []owned) {
 				t.aliases[a] = append(t.aliases[a], name)
 			}
 		}
+	}
+	if (len(next) == 0) != (len(t.byName[name]) == 0) {
+		t.sorted.Store(nil)
 	}
 	if len(next) == 0 {
 		delete(t.byName, name)
