@@ -61,6 +61,9 @@ sidecar.istio.io/inject: "false"
 - --ca-address={{ . }}
 {{- end }}
 - --drain={{ .Values.drain }}
+{{- if .Values.enforceNetworkPolicies }}
+- --network-policies=true
+{{- end }}
 - --gateway-controller={{ .Values.gatewayController.enabled }}
 {{- if .Values.gatewayController.enabled }}
 - --waypoint-image={{ include "controlplane.waypointImage" . }}
