@@ -40,6 +40,7 @@ type Conn struct {
 	Name   string // of the config.Destination
 	Stream stream.Stream
 	First  []byte // what has been read from Stream already
+	HTTP2  bool   // for HTTP: First begins HTTP/2
 }
 
 // Offer is a connection that has not been accepted yet.

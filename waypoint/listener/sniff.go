@@ -68,8 +68,8 @@ func judge(b []byte) verdict {
 
 // sniff reads the first bytes of a connection into c.First and says what it is.
 //
-//	declared HTTP   HTTP; HTTP/2 passes as TCP when no rule of the destination is about requests
-//	not declared    HTTP/1 is HTTP; everything else, silence included, is TCP
+//	declared HTTP   HTTP/2 when it begins like that, or else HTTP/1
+//	not declared    HTTP of either version; everything else, silence included, is TCP
 func (l *Listener) sniff(c *Conn, dest *config.Destination) (config.Protocol, error) {
 	if dest.Protocol == config.Auto {
 		if err := c.Stream.SetReadDeadline(time.Now().Add(l.cfg.DetectTimeout)); err != nil {
@@ -89,10 +89,8 @@ func (l *Listener) sniff(c *Conn, dest *config.Destination) (config.Protocol, er
 	if err != nil && !silent {
 		return 0, err
 	}
-	switch {
-	case dest.Protocol == config.HTTP && v == isHTTP2 && len(dest.HTTPFilters) == 0 && dest.Routes == "" && len(dest.Tables) == 0:
-		return config.TCP, nil
-	case dest.Protocol == config.HTTP || v == isHTTP1:
+	c.HTTP2 = v == isHTTP2
+	if dest.Protocol == config.HTTP || v == isHTTP1 || v == isHTTP2 {
 		return config.HTTP, nil
 	}
 	return config.TCP, nil

@@ -104,7 +104,7 @@ func (s *session) connect(again bool) error {
 				return err
 			}
 		}
-		up, err := s.p.cfg.Upstream.Get(ctx, s.endpoint, s.cluster.ConnectTimeout, again)
+		up, err := s.p.upstream(ctx, s.req.Version, s.endpoint, s.cluster, again)
 		if err == nil {
 			return s.use(up)
 		}
@@ -117,6 +117,15 @@ func (s *session) connect(again bool) error {
 		s.endpoint.End()
 		s.endpoint, again = nil, false
 	}
+}
+
+// upstream takes a connection that speaks the version in which the client asks: a
+// server that is addressed in HTTP/2 without TLS must be known to speak it.
+func (p *Proxy) upstream(ctx context.Context, v http.Version, ep *cluster.Endpoint, cl *config.Cluster, fresh bool) (*upstream.Conn, error) {
+	if v == http.HTTP2 {
+		return p.cfg.Upstream.GetHTTP2(ctx, ep, cl.ConnectTimeout, fresh)
+	}
+	return p.cfg.Upstream.Get(ctx, ep, cl.ConnectTimeout, fresh)
 }
 
 func (s *session) pick(avoid []*cluster.Endpoint) (err error) {
@@ -262,7 +271,11 @@ func applyResponse(r *config.Route, resp *http.Response) {
 
 // finish ends what the exchange has begun and gives its connection back.
 func (s *session) finish() {
-	s.joinUpload(uploadWait)
+	wait := uploadWait
+	if s.req.Version == http.HTTP2 {
+		wait = 0 // the connection is usable in any case, and the client waits for the end
+	}
+	s.joinUpload(wait)
 	s.watch.stop()
 	ok := !s.dead && s.uploaded == sent{} && s.up != nil && s.up.HTTP.Reusable()
 	s.release(ok)

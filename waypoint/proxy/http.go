@@ -24,15 +24,19 @@ import (
 )
 
 // HTTP implements listener.Handler: it serves the requests of one client's
-// connection, one after another.
+// connection, one after another, or with HTTP/2 side by side.
 func (p *Proxy) HTTP(ctx context.Context, c *listener.Conn) {
+	if c.HTTP2 {
+		p.serveHTTP2(ctx, c)
+		return
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &session{p: p, ctx: ctx, cancel: cancel, conn: c, down: c.Stream, srv: h1.NewServerConn(c.Stream, p.cfg.HTTP),
-		uri: []byte(c.Identity.String())}
-	s.srv.Preload(c.First)
+	srv := h1.NewServerConn(c.Stream, p.cfg.HTTP)
+	srv.Preload(c.First)
 	c.First = nil
-	s.watch.init(s)
+	s := &session{p: p, ctx: ctx, cancel: cancel, conn: c, down: c.Stream, srv: srv, uri: []byte(c.Identity.String())}
+	s.watch.init(s, srv.Fill)
 	stop := context.AfterFunc(ctx, s.abort)
 	defer stop()
 	defer s.watch.stop()
@@ -53,15 +57,26 @@ func (s *session) abort() {
 	}
 }
 
-// session is one client's connection. The exchange is its request of the moment
-// and is reused for the next.
+// client is the codec of a client's connection.
+type client interface {
+	ReadRequest(*http.Request) error
+	Partial() bool // the beginning of a request is there
+	WriteInformational(*http.Request, *http.Response) error
+	WriteResponse(*http.Request, *http.Response) (bodyErr, writeErr error)
+	Reusable() bool // another request can follow
+	Received() int64
+	Sent() int64
+}
+
+// session is one client's connection, or with HTTP/2 one stream of it. The
+// exchange is its request of the moment and is reused for the next.
 type session struct {
 	p       *Proxy
 	ctx     context.Context
 	cancel  context.CancelFunc
 	conn    *listener.Conn
 	down    stream.Stream
-	srv     *h1.ServerConn
+	srv     client
 	watch   watch
 	series  seriesCache
 	uri     []byte                         // of the client\'s identity
@@ -287,6 +302,9 @@ func (s *session) reply(status int, text string) {
 
 // write sends an answer of our own, whose header may have fields already.
 func (s *session) write(status int, body []byte) {
+	if s.grpc() {
+		status, body = s.writeGRPC(status, body)
+	}
 	s.resp.Status = status
 	s.resp.ContentLength = int64(len(body))
 	if len(body) > 0 {

@@ -70,7 +70,7 @@ func (c *mirrorCopy) send(ctx context.Context) error {
 	}
 	ep.Begin()
 	defer ep.End()
-	up, err := c.p.cfg.Upstream.Get(ctx, ep, c.cluster.ConnectTimeout, false)
+	up, err := c.p.upstream(ctx, c.req.Version, ep, c.cluster, false)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 // from top to bottom as the traffic goes:
 //
 //	http.go     read ▶ filters ▶ route ▶ forward.go: endpoint, connection, send, answer ▶ filters ▶ record.go
+//	http2.go    the same for a connection that carries many requests at once
 //	retry.go    the same again when the route asks for it
 //	mirror.go   copies of requests for somebody else
 //	upgrade.go  after a 101: bytes both ways
@@ -32,6 +33,7 @@ import (
 	"github.com/culvert-mesh/culvert/waypoint/cluster"
 	"github.com/culvert-mesh/culvert/waypoint/config"
 	"github.com/culvert-mesh/culvert/waypoint/http/h1"
+	"github.com/culvert-mesh/culvert/waypoint/http/h2"
 	"github.com/culvert-mesh/culvert/waypoint/listener"
 	"github.com/culvert-mesh/culvert/waypoint/stream"
 	"github.com/culvert-mesh/culvert/waypoint/upstream"
@@ -68,13 +70,14 @@ type Proxy struct {
 	mu       sync.Mutex
 	sessions map[*session]struct{}
 	conns    map[*connection]struct{} // TCP, while they relay
+	multi    map[*h2.Server]struct{}  // connections of HTTP/2
 }
 
 var _ listener.Handler = (*Proxy)(nil)
 
 // New returns a proxy.
 func New(cfg Config) *Proxy {
-	return &Proxy{cfg: cfg, sessions: make(map[*session]struct{}), conns: make(map[*connection]struct{})}
+	return &Proxy{cfg: cfg, sessions: make(map[*session]struct{}), conns: make(map[*connection]struct{}), multi: make(map[*h2.Server]struct{})}
 }
 
 // Drain makes every response say that its connection ends, and ends the
@@ -94,6 +97,9 @@ func (p *Proxy) endIdle() {
 			_ = s.down.SetReadDeadline(stream.Past)
 		}
 	}
+	for m := range p.multi {
+		m.Drain()
+	}
 }
 
 func (p *Proxy) add(s *session) {
@@ -111,7 +117,7 @@ func (p *Proxy) remove(s *session) {
 func (p *Proxy) live() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.sessions)
+	return len(p.sessions) + len(p.multi)
 }
 
 // Active is the number of requests and TCP connections under way.

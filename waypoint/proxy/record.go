@@ -21,6 +21,7 @@ func (s *session) record() {
 	if m := s.p.cfg.Requests; m != nil {
 		s.series.get(s).Observe(metrics.Response{
 			Code:          s.status,
+			GRPCStatus:    s.grpcStatus(),
 			Flags:         s.flags,
 			Duration:      took,
 			RequestBytes:  requestBytes,
@@ -70,6 +71,7 @@ func (s *session) line(took time.Duration, requestBytes, responseBytes uint64) *
 // connections use few.
 type seriesCache struct {
 	workload *mesh.Workload
+	protocol string
 	series   *metrics.RequestSeries
 }
 
@@ -78,11 +80,15 @@ func (c *seriesCache) get(s *session) *metrics.RequestSeries {
 	if s.endpoint != nil {
 		w = s.endpoint.Workload
 	}
-	if c.series == nil || c.workload != w {
-		c.workload = w
+	protocol := "http"
+	if s.grpc() {
+		protocol = "grpc"
+	}
+	if c.series == nil || c.workload != w || c.protocol != protocol {
+		c.workload, c.protocol = w, protocol
 		c.series = s.p.cfg.Requests.Series(metrics.RequestFlow{
 			Flow:     s.p.flow(&s.conn.Caller, s.dest, s.endpoint),
-			Protocol: "http",
+			Protocol: protocol,
 		})
 	}
 	return c.series

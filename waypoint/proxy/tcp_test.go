@@ -103,7 +103,6 @@ func TestAutoDetects(t *testing.T) {
 			_, _ = c.Read(b[:])
 			fmt.Fprint(c, "HTTP/1.1 204 No Content\r\n\r\n")
 		}},
-		"HTTP/2": {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0, echo},
 	} {
 		w := newWorld(t, options{protocol: config.Auto, detect: 50 * time.Millisecond})
 		w.pod("cart-1", "10.244.0.9", tcpOrigin(t, c.serve))

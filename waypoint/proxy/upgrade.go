@@ -3,6 +3,7 @@ package proxy
 import (
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/pkg/relay"
+	"github.com/culvert-mesh/culvert/waypoint/http/h1"
 	"github.com/culvert-mesh/culvert/waypoint/stream"
 )
 
@@ -14,12 +15,18 @@ func (s *session) upgrade() {
 	if s.dest != nil {
 		s.dest.HTTPFilters.Response(&s.x, &s.resp, s.passed)
 	}
-	if err := s.srv.WriteSwitch(&s.resp); err != nil {
+	client, ok := s.srv.(*h1.ServerConn)
+	endpoint, also := s.up.HTTP.(*h1.ClientConn)
+	if !ok || !also { // only HTTP/1.1 asks for it, and grants it
+		s.dead = true
+		return
+	}
+	if err := client.WriteSwitch(&s.resp); err != nil {
 		s.flags, s.err, s.dead = "DC", reason.New(reason.DownstreamClosed, "write response", s.conn.Source.String(), err), true
 		return
 	}
 	var n relay.Counters
-	if err := s.switched(&n); err != nil {
+	if err := s.switched(client.Buffered(), endpoint.Buffered(), &n); err != nil {
 		s.err = reason.New(reason.UpstreamReset, "relay", s.endpoint.String(), err)
 	}
 	s.tunnelled = n.Sent.Load()
@@ -28,21 +35,21 @@ func (s *session) upgrade() {
 }
 
 // switched sends on what has been read beyond the two heads, and then relays.
-func (s *session) switched(n *relay.Counters) error {
+func (s *session) switched(sent, answered []byte, n *relay.Counters) error {
 	// A route's timeout is for the answer, which was the 101.
 	if err := clearDeadlines(s.up); err != nil {
 		return err
 	}
-	if b := s.srv.Buffered(); len(b) > 0 {
-		if _, err := s.up.Write(b); err != nil {
+	if len(sent) > 0 {
+		if _, err := s.up.Write(sent); err != nil {
 			return err
 		}
 	}
-	if b := s.up.HTTP.Buffered(); len(b) > 0 {
-		if _, err := s.down.Write(b); err != nil {
+	if len(answered) > 0 {
+		if _, err := s.down.Write(answered); err != nil {
 			return err
 		}
-		n.Received.Add(uint64(len(b)))
+		n.Received.Add(uint64(len(answered)))
 	}
 	return stream.Relay(s.ctx, s.down, s.up.Stream, n)
 }

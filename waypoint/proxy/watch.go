@@ -20,6 +20,7 @@ import (
 //	 └─────────────┴────────────────┘       ▼
 type watch struct {
 	s     *session
+	fill  func() (int, error) // reads from the client, once; nil: somebody else notices
 	timer *time.Timer
 	done  chan struct{} // a reading has ended
 
@@ -35,13 +36,16 @@ const (
 	watchReading
 )
 
-func (w *watch) init(s *session) {
-	w.s = s
+func (w *watch) init(s *session, fill func() (int, error)) {
+	w.s, w.fill = s, fill
 	w.done = make(chan struct{}, 1)
 }
 
 // arm starts the watch. The request's body must have been read to its end.
 func (w *watch) arm() {
+	if w.fill == nil {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.state != watchOff {
@@ -66,7 +70,7 @@ func (w *watch) fire() {
 	if !armed {
 		return
 	}
-	_, err := w.s.srv.Fill()
+	_, err := w.fill()
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		w.s.cancel()
 	}

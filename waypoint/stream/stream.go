@@ -30,6 +30,13 @@ type Stream interface {
 	SetWriteDeadline(time.Time) error
 }
 
+// Leaving reports whether what carries a stream is about to end, so that nothing
+// should rest on it. Of streams that end without notice it is never true.
+func Leaving(s Stream) bool {
+	l, ok := s.(interface{ Leaving() bool })
+	return ok && l.Leaving()
+}
+
 // Past is a deadline that has passed: it ends a read or a write that waits.
 var Past = time.Unix(1, 0)
 

@@ -1,20 +1,23 @@
 // Package upstream holds the waypoint's connections to endpoints: how they are
 // opened, through a tunnel or plainly, and the pool of those that can carry
-// another HTTP/1.1 request.
+// another request.
 //
 //	Get ─▶ idle connection of the endpoint, still alive ─┐
 //	   └─▶ open: HBONE stream or TCP ────────────────────┴─▶ Conn ─▶ request ─▶ Put, or Close
+//	GetHTTP2 ─▶ the same, of a connection that several requests share (multi.go)
 //
 // An idle connection may be closed by the endpoint at any moment. One that has
 // rested a while is looked at before it is used; the short rest that remains is
-// the caller's to retry. Everything is safe for concurrent use; a Conn belongs
-// to one request at a time.
+// the caller's to retry. None rests in a tunnel whose peer is about to end: a
+// ztunnel that has been replaced would live on for it. Everything is safe for
+// concurrent use; a Conn belongs to one request at a time.
 package upstream
 
 import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +25,9 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/reason"
 	"github.com/culvert-mesh/culvert/waypoint/cluster"
+	"github.com/culvert-mesh/culvert/waypoint/http"
 	"github.com/culvert-mesh/culvert/waypoint/http/h1"
+	"github.com/culvert-mesh/culvert/waypoint/http/h2"
 	"github.com/culvert-mesh/culvert/waypoint/stream"
 )
 
@@ -43,7 +48,8 @@ type Config struct {
 
 // Pool opens and keeps connections.
 type Pool struct {
-	cfg Config
+	cfg    Config
+	client *h2.Client
 
 	mu     sync.Mutex
 	hosts  map[host]*conns
@@ -64,8 +70,9 @@ func (h host) String() string {
 
 // conns is one host's connections, guarded by Pool.mu.
 type conns struct {
-	idle []*Conn // the one used last is at the end
-	open int
+	idle  []*Conn // the one used last is at the end
+	multi []*multi
+	open  int
 }
 
 // NewPool returns an empty pool.
@@ -87,17 +94,27 @@ func NewPool(cfg Config) *Pool {
 	if cfg.MaxIdle == 0 {
 		cfg.MaxIdle = 1024
 	}
-	return &Pool{cfg: cfg, hosts: make(map[host]*conns)}
+	return &Pool{cfg: cfg, client: h2.NewClient(cfg.HTTP), hosts: make(map[host]*conns)}
 }
 
-// Conn is a connection that speaks HTTP/1.1 to an endpoint.
+// Codec sends a request and reads its response.
+type Codec interface {
+	WriteRequest(*http.Request) (bodyErr, writeErr error)
+	ReadResponse(*http.Request, *http.Response) error
+	Reusable() bool  // another request can follow
+	Received() int64 // bytes so far
+	Sent() int64
+}
+
+// Conn is a connection to an endpoint, or one request's share of it.
 type Conn struct {
 	stream.Stream
-	HTTP  *h1.ClientConn
+	HTTP  Codec
 	Fresh bool // no request has been sent on it yet
 
 	pool   *Pool
 	host   host
+	shared *multi // nil: the connection is all this request's
 	rested time.Time
 	once   sync.Once
 }
@@ -138,7 +155,9 @@ func hostOf(ep *cluster.Endpoint) host {
 // restTime is how long a connection can rest and be used without a look.
 const restTime = 500 * time.Millisecond
 
-func (c *Conn) usable() bool { return time.Since(c.rested) < restTime || stream.Alive(c.Stream) }
+func (c *Conn) usable() bool {
+	return !stream.Leaving(c.Stream) && (time.Since(c.rested) < restTime || stream.Alive(c.Stream))
+}
 
 func (p *Pool) takeIdle(h host) *Conn {
 	p.mu.Lock()
@@ -180,9 +199,13 @@ func (p *Pool) forget(h host) {
 
 // Put gives a connection back whose last exchange ended in good order.
 func (p *Pool) Put(c *Conn) {
+	if c.shared != nil {
+		c.Close()
+		return
+	}
 	p.mu.Lock()
 	cs := p.hosts[c.host]
-	if p.closed || len(cs.idle) >= p.cfg.MaxIdle {
+	if p.closed || len(cs.idle) >= p.cfg.MaxIdle || stream.Leaving(c.Stream) {
 		p.mu.Unlock()
 		c.Close()
 		return
@@ -196,6 +219,10 @@ func (p *Pool) Put(c *Conn) {
 func (c *Conn) Close() error {
 	c.once.Do(func() {
 		_ = c.Stream.Close()
+		if c.shared != nil {
+			c.pool.rest(c.shared)
+			return
+		}
 		c.pool.forget(c.host)
 	})
 	return nil
@@ -282,6 +309,7 @@ func (p *Pool) reap(then time.Time, all bool) {
 	p.mu.Lock()
 	p.closed = p.closed || all
 	var old []*Conn
+	resting := p.restingLocked(then, all)
 	for _, cs := range p.hosts {
 		n := 0
 		for n < len(cs.idle) && (all || cs.idle[n].rested.Before(then)) {
@@ -293,6 +321,33 @@ func (p *Pool) reap(then time.Time, all bool) {
 	p.mu.Unlock()
 	for _, c := range old {
 		c.Close()
+	}
+	for _, m := range resting {
+		p.drop(m)
+	}
+}
+
+// Yield closes the idle connections whose tunnels are Leaving. Those that carry a
+// request end with it.
+func (p *Pool) Yield() {
+	p.mu.Lock()
+	var over []*Conn
+	resting := slices.DeleteFunc(p.restingLocked(time.Time{}, true), func(m *multi) bool { return !m.conn.Leaving() })
+	for _, cs := range p.hosts {
+		cs.idle = slices.DeleteFunc(cs.idle, func(c *Conn) bool {
+			leaving := stream.Leaving(c.Stream)
+			if leaving {
+				over = append(over, c)
+			}
+			return leaving
+		})
+	}
+	p.mu.Unlock()
+	for _, c := range over {
+		c.Close()
+	}
+	for _, m := range resting {
+		p.drop(m)
 	}
 }
 
@@ -310,7 +365,13 @@ func (p *Pool) Snapshot() []HostInfo {
 	defer p.mu.Unlock()
 	var out []HostInfo
 	for h, cs := range p.hosts {
-		out = append(out, HostInfo{h.String(), h.hbone, cs.open, len(cs.idle)})
+		idle := len(cs.idle)
+		for _, m := range cs.multi {
+			if m.conn.InFlight() == 0 {
+				idle++
+			}
+		}
+		out = append(out, HostInfo{h.String(), h.hbone, cs.open, idle})
 	}
 	return out
 }

@@ -40,7 +40,7 @@ const (
 
 // Features is what this waypoint implements; it tells them in its node metadata.
 func Features() []string {
-	return []string{"http/1.1", "tcp", "route.header", "route.query", "route.weight", "route.timeout", "route.rewrite", "route.redirect",
+	return []string{"http/1.1", "http/2", "tcp", "route.header", "route.query", "route.weight", "route.timeout", "route.rewrite", "route.redirect",
 		"route.direct_response", "route.header_mods", "route.source_namespace", "route.retry", "route.mirror", "filter.rbac", "network_filter.rbac"}
 }
 

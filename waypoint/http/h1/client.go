@@ -20,7 +20,7 @@ type ClientConn struct {
 
 // NewClientConn returns the codec for a server's connection, which stays the caller's.
 func NewClientConn(c Conn, opt Options) *ClientConn {
-	return &ClientConn{in: input{src: c}, out: output{dst: c, lend: opt.Buffers}, limits: opt.Limits.orDefault()}
+	return &ClientConn{in: input{src: c}, out: output{dst: c, lend: opt.Buffers}, limits: opt.Limits.OrDefault()}
 }
 
 // WriteRequest sends req's head and streams its body. bodyErr is the body's

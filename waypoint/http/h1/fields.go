@@ -29,7 +29,7 @@ func parseFields(block []byte, h *http.Header, fr *framing, limit int) error {
 			break
 		}
 		if count == limit {
-			return errTooManyFields
+			return ErrTooManyFields
 		}
 		if err := parseField(line, h); err != nil {
 			return err

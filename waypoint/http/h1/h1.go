@@ -34,7 +34,8 @@ type Limits struct {
 // defaultLimits are those of upstream's waypoint.
 var defaultLimits = Limits{HeadBytes: 60 << 10, Fields: 100}
 
-func (l Limits) orDefault() Limits {
+// OrDefault returns l with the default for what is not set.
+func (l Limits) OrDefault() Limits {
 	if l.HeadBytes <= 0 {
 		l.HeadBytes = defaultLimits.HeadBytes
 	}
@@ -62,10 +63,12 @@ func (e *Error) Reason() reason.Reason {
 
 func bad(text string) *Error { return &Error{stdhttp.StatusBadRequest, text} }
 
+// ErrTooManyFields refuses a header section of more fields than Limits allow.
+var ErrTooManyFields = &Error{stdhttp.StatusRequestHeaderFieldsTooLarge, "too many header fields"}
+
 // The refusals, each one value so that refusing costs nothing.
 var (
 	errHeadTooLarge   = &Error{stdhttp.StatusRequestHeaderFieldsTooLarge, "header section too large"}
-	errTooManyFields  = &Error{stdhttp.StatusRequestHeaderFieldsTooLarge, "too many header fields"}
 	errVersion        = &Error{stdhttp.StatusHTTPVersionNotSupported, "HTTP version not supported"}
 	errConnect        = &Error{stdhttp.StatusMethodNotAllowed, "CONNECT is not allowed"}
 	errCoding         = &Error{stdhttp.StatusNotImplemented, "transfer coding other than chunked"}

@@ -82,6 +82,28 @@ func setTarget(req *http.Request, target []byte, fr *framing) error {
 			return err
 		}
 	}
+	return address(req, authority, target)
+}
+
+// CheckTarget gives req, whose method is set, an authority and a target of origin
+// or asterisk form under the rules for those of HTTP/1.1, whatever the version that
+// they came in.
+func CheckTarget(req *http.Request, authority, target []byte) error {
+	switch {
+	case req.Method == "" || !all([]byte(req.Method), isToken):
+		return errMethod
+	case req.Method == "CONNECT":
+		return errConnect
+	case len(target) == 0 || !all(target, isTarget):
+		return errTarget
+	case target[0] != '/' && (string(target) != "*" || req.Method != "OPTIONS"):
+		return errTarget
+	}
+	return address(req, authority, target)
+}
+
+// address sets authority and target, the path in its normal form.
+func address(req *http.Request, authority, target []byte) error {
 	if !validAuthority(authority) {
 		return errAuthority
 	}

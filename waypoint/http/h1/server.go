@@ -39,7 +39,7 @@ type ServerConn struct {
 
 // NewServerConn returns the codec for a client's connection, which stays the caller's.
 func NewServerConn(c Conn, opt Options) *ServerConn {
-	opt.Limits = opt.Limits.orDefault()
+	opt.Limits = opt.Limits.OrDefault()
 	s := &ServerConn{conn: c, opt: opt, in: input{src: c}, out: output{dst: c, lend: opt.Buffers}}
 	s.wait = s.awaitHead
 	return s
