@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -89,14 +90,38 @@ type End struct {
 	Addrs []netip.Prefix
 }
 
-// Cable joins two namespaces by a veth pair and sets both ends up.
+// Cable joins two namespaces by a veth pair and sets both ends up. Their addresses can
+// be used when it returns.
 func Cable(t testing.TB, a, b End) {
 	t.Helper()
 	must(t, "make veth pair", a.NS.Do(func() error { return addVeth(a.Name, b) }))
 	for _, e := range []End{a, b} {
 		must(t, "set up "+e.Name, e.NS.Do(func() error { return setUp(e.Name, e.Addrs) }))
 	}
+	for _, e := range []End{a, b} { // the second one's is the carrier of the first
+		must(t, "addresses of "+e.Name, e.NS.Do(func() error { return settle(e.Addrs) }))
+	}
 }
+
+// settle waits until the kernel takes what is sent to the addresses for its own. For
+// IPv6 it comes to that after the call that adds an address: until then even the
+// namespace's own answers to itself go out by the link.
+func settle(addrs []netip.Prefix) error {
+	for _, p := range addrs {
+		for deadline := time.Now().Add(settleLimit); ; time.Sleep(time.Millisecond) {
+			routes, err := netlink.RouteGet(p.Addr().AsSlice())
+			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("address %s: still not local after %s: %v, %w", p, settleLimit, routes, err)
+			}
+		}
+	}
+	return nil
+}
+
+const settleLimit = 30 * time.Second
 
 func addVeth(name string, peer End) error {
 	return netlink.LinkAdd(&netlink.Veth{
