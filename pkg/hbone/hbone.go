@@ -81,6 +81,11 @@ type Stream interface {
 
 	// Done is closed when both directions have ended on the wire.
 	Done() <-chan struct{}
+
+	// Leaving reports whether the connection that carries the tunnel takes no more
+	// streams, most often because the peer is about to end: what merely rests on this
+	// one should come again on another.
+	Leaving() bool
 }
 
 // Peer names the far end of a tunnel and how we appear to it. Streams share a

@@ -156,8 +156,9 @@ func (a *App) buildUpstream() {
 		TLS: func(ctx context.Context, to hbone.Peer) (*tls.Config, error) {
 			return certs.ClientTLS(ctx, a.certs, to.Source, to.Expect)
 		},
-		Budget: a.budget,
-		Log:    logging.Scope(a.log, "tunnels"),
+		Budget:      a.budget,
+		Log:         logging.Scope(a.log, "tunnels"),
+		ConnLeaving: func(hbone.Peer) { go a.pool.Yield() },
 	})
 	a.clusters = cluster.New(cluster.Config{View: a.known, Network: a.cfg.Network, IPv6: a.cfg.InstanceIP.Is6()})
 	a.known.Subscribe(a.clusters.Changed)

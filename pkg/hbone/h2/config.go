@@ -53,6 +53,9 @@ type PoolConfig struct {
 	ConnError  func(to hbone.Peer, err error) // a dial or a handshake that failed; may be nil; must not block
 	ConnOpened func(to hbone.Peer)            // may be nil; must not block
 	ConnClosed func(to hbone.Peer, err error) // may be nil; must not block
+	// ConnLeaving tells that a peer takes no more streams on a connection, whose
+	// streams are Leaving from now on. May be nil; must not block.
+	ConnLeaving func(to hbone.Peer)
 }
 
 // ServerConfig configures a Server.

@@ -45,15 +45,16 @@ type transport interface {
 
 // conn is one HTTP/2 connection, either end of it.
 type conn struct {
-	t        transport
-	settings Settings
-	budget   *hbone.Budget
-	log      *slog.Logger
-	client   bool
-	socket   syscall.RawConn     // below t, to ask the kernel about; nil if unknown
-	onClose  func(err error)     // called once, when the connection is of no more use
-	idleFor  time.Duration       // client: close after so long without streams; 0 never
-	peer     []*x509.Certificate // that the peer presented, leaf first
+	t         transport
+	settings  Settings
+	budget    *hbone.Budget
+	log       *slog.Logger
+	client    bool
+	socket    syscall.RawConn     // below t, to ask the kernel about; nil if unknown
+	onClose   func(err error)     // called once, when the connection is of no more use
+	onLeaving func()              // called at the peer's GOAWAY; nil = nobody asks
+	idleFor   time.Duration       // client: close after so long without streams; 0 never
+	peer      []*x509.Certificate // that the peer presented, leaf first
 
 	closed chan struct{} // closed when the transport is
 	rtt    atomic.Int64  // smoothed round trip, ns; 0 while unknown

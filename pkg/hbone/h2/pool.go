@@ -282,6 +282,9 @@ func (p *Pool) connect(k key, e *entry, d *dial) {
 		return
 	}
 	c.onClose = func(err error) { p.remove(k, e, c) }
+	if leaving := p.cfg.ConnLeaving; leaving != nil {
+		c.onLeaving = func() { leaving(e.peer) }
+	}
 	d.c = c
 	c.greet(0)
 	e.conns = append(e.conns, c)

@@ -450,6 +450,9 @@ func (c *conn) goAway(f *http2.GoAwayFrame) {
 	for _, s := range refused {
 		s.abort(reason.New(reason.Draining, "open stream", c.t.RemoteAddr().String(), errRefused))
 	}
+	if c.onLeaving != nil {
+		c.onLeaving()
+	}
 }
 
 // errRefused says that the peer has not processed a request: it may be sent again.

@@ -258,6 +258,9 @@ func (s *stream) LocalAddr() netip.AddrPort { return s.c.t.LocalAddr() }
 // RemoteAddr implements hbone.Stream.
 func (s *stream) RemoteAddr() netip.AddrPort { return s.c.t.RemoteAddr() }
 
+// Leaving implements hbone.Stream.
+func (s *stream) Leaving() bool { return s.c.leaving() }
+
 // Done implements hbone.Stream.
 func (s *stream) Done() <-chan struct{} { return s.done }
 
