@@ -79,7 +79,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("check before the install:\n%s", out)
 	}
 	start := time.Now()
-	out := culvert(t, "install", "--set", "global.logFormat=json", "--timeout", limit.String())
+	out := culvert(t, "install", "--set", "global.logFormat=json,controlplane.enforceNetworkPolicies=true", "--timeout", limit.String())
 	t.Logf("%.1f s\n%s", time.Since(start).Seconds(), out)
 	for _, want := range []string{"daemonset ztunnel", "daemonset culvert-cni", "deployment culvert-controlplane", "ready after"} {
 		if !strings.Contains(out, want) {
@@ -87,7 +87,7 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	before := must(t, "get", "pods", "-n", "culvert-system", "-o", "name")
-	culvert(t, "install", "--set", "global.logFormat=json", "--timeout", limit.String())
+	culvert(t, "install", "--set", "global.logFormat=json,controlplane.enforceNetworkPolicies=true", "--timeout", limit.String())
 	if after := must(t, "get", "pods", "-n", "culvert-system", "-o", "name"); after != before {
 		t.Errorf("a second install replaced pods:\n%s\n%s", before, after)
 	}
@@ -288,6 +288,9 @@ spec:
 
 // TestScripts: what scripts show on a laptop is to be seen here.
 func TestScripts(t *testing.T) { runScripts(t) }
+
+// TestShapes: pods of every make do under STRICT what they do elsewhere.
+func TestShapes(t *testing.T) { runShapes(t) }
 
 // TestUpgradeUnderLoad: to a next version and back, while requests and long streams of
 // ztunnels go on; a version that never becomes ready is taken back by itself.
