@@ -16,7 +16,8 @@
 //
 // What is bounded: queries that wait for somebody else (per pod and per node),
 // connections, and the bytes of all caches together. Beyond a bound a query gets
-// SERVFAIL with the reason, over UDP and TCP, and is counted.
+// SERVFAIL with the reason, over UDP and TCP, and is counted; a connection waits
+// until another one ends, and only then, or in too long a queue, is reset.
 //
 // Everything is safe for concurrent use.
 package dns

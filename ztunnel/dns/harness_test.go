@@ -166,6 +166,7 @@ type options struct {
 	limits  Limits
 	each    time.Duration // one try at a server; 0 = as always
 	unknown bool          // the pod is not in the mesh's view
+	seat    time.Duration // that a connection waits for a place; 0 = as always
 }
 
 func startResolver(t testing.TB, o options) *resolver {
@@ -196,6 +197,9 @@ func startResolver(t testing.TB, o options) *resolver {
 	})
 	if o.each > 0 {
 		r.forwarder.each = o.each
+	}
+	if o.seat > 0 {
+		r.patience = o.seat
 	}
 	r.serve(t, o)
 	return r

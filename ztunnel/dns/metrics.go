@@ -75,7 +75,7 @@ func (m *Metrics) watch(reg prometheus.Registerer, n *Node) {
 	gauge("cache_entries", "Answers of name servers that are kept.", func() float64 { e, _ := n.cache.size(); return float64(e) })
 	gauge("cache_bytes", "Memory that kept answers use.", func() float64 { _, b := n.cache.size(); return float64(b) })
 	gauge("waiting", "DNS requests that wait for a name server or for the control plane.", func() float64 { return float64(n.waiting.n.Load()) })
-	gauge("connections", "DNS connections over TCP that are open.", func() float64 { return float64(n.conns.n.Load()) })
+	gauge("connections", "DNS connections over TCP that are served.", func() float64 { return float64(len(n.conns)) })
 }
 
 // families are those whose series belong to clients.

@@ -19,15 +19,17 @@ type Limits struct {
 	CacheBytes int // of servers' answers; default 16 MiB
 	Waiting    int // queries that wait for somebody else; default 2048
 	PodWaiting int // the same, of one pod; default 256
-	Conns      int // connections over TCP; default 1024
+	Conns      int // connections over TCP that are served; default 1024
 	PodConns   int // the same, of one pod; default 64
+	Queued     int // connections that wait to be served; default 2048
+	PodQueued  int // the same, of one pod; default 512
 }
 
 func (l Limits) orDefaults() Limits {
 	for _, f := range []struct {
 		v *int
 		d int
-	}{{&l.CacheBytes, 16 << 20}, {&l.Waiting, 2048}, {&l.PodWaiting, 256}, {&l.Conns, 1024}, {&l.PodConns, 64}} {
+	}{{&l.CacheBytes, 16 << 20}, {&l.Waiting, 2048}, {&l.PodWaiting, 256}, {&l.Conns, 1024}, {&l.PodConns, 64}, {&l.Queued, 2048}, {&l.PodQueued, 512}} {
 		if *f.v <= 0 {
 			*f.v = f.d
 		}
@@ -54,14 +56,15 @@ type Node struct {
 	cache   *cache
 	metrics *Metrics
 	waiting gate
-	conns   gate
+	queued  gate
+	conns   places
 }
 
 // NewNode registers the metrics. It starts nothing.
 func NewNode(cfg NodeConfig) *Node {
 	l := cfg.Limits.orDefaults()
 	n := &Node{cfg: cfg, limits: l, cache: newCache(l.CacheBytes), metrics: NewMetrics(cfg.Registry)}
-	n.waiting.max, n.conns.max = int64(l.Waiting), int64(l.Conns)
+	n.waiting.max, n.queued.max, n.conns = int64(l.Waiting), int64(l.Queued), make(places, l.Conns)
 	n.metrics.watch(cfg.Registry, n)
 	return n
 }
@@ -132,6 +135,22 @@ func enterBoth(pod, node *gate) bool {
 	return true
 }
 
+// places are for those that may wait until one is free, in the order in which they
+// came.
+type places chan struct{}
+
+// enter takes a place; ctx bounds the wait.
+func (p places) enter(ctx context.Context) bool {
+	select {
+	case p <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (p places) leave() { <-p }
+
 var (
 	errBusy          = errors.New("too many DNS queries wait for name servers")
 	errUnknownClient = errors.New("the mesh does not know this pod yet")
@@ -152,8 +171,8 @@ type PodConfig struct {
 
 // NewServer returns the Server of a pod. It does nothing before Serve.
 func (n *Node) NewServer(cfg PodConfig) *Server {
-	s := &Server{node: n, cfg: cfg, forwarder: newForwarder(cfg.Net, n.cfg.Servers, n.cache), open: map[*conn]struct{}{}}
-	s.waiting.max, s.conns.max = int64(n.limits.PodWaiting), int64(n.limits.PodConns)
+	s := &Server{node: n, cfg: cfg, forwarder: newForwarder(cfg.Net, n.cfg.Servers, n.cache), patience: seatTime, open: map[*conn]struct{}{}}
+	s.waiting.max, s.queued.max, s.conns = int64(n.limits.PodWaiting), int64(n.limits.PodQueued), make(places, n.limits.PodConns)
 	s.life, s.end = context.WithCancelCause(context.Background())
 	return s
 }

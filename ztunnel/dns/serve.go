@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ const (
 	idleTime  = 10 * time.Second // a connection without a query
 	writeTime = 5 * time.Second  // a client that does not read its answer
 	connQuery = 16               // queries of one connection at once
+	seatTime  = 4 * time.Second  // a connection that waits for a place; resolvers give up after 5 s
 )
 
 // buffers hold datagrams while they are looked at.
@@ -185,7 +187,9 @@ func (c *conn) retire() {
 // ServeConn answers the queries of a connection, which it closes when the client has
 // no more or is idle. dialled is where the client wanted to go.
 func (s *Server) ServeConn(tcp *net.TCPConn, dialled netip.AddrPort) {
-	if !enterBoth(&s.conns, &s.node.conns) {
+	s.flows.begin()
+	defer s.flows.end()
+	if !s.seat() {
 		s.refuse(refusedConns)
 		tcp.SetLinger(0)
 		tcp.Close()
@@ -195,8 +199,6 @@ func (s *Server) ServeConn(tcp *net.TCPConn, dialled netip.AddrPort) {
 	defer s.conns.leave()
 	c := &conn{TCPConn: tcp, slots: make(chan struct{}, connQuery)}
 	c.from = from{local: addrPort(tcp.LocalAddr()), client: addrPort(tcp.RemoteAddr()), tcp: true, dialled: dialled}
-	s.flows.begin()
-	defer s.flows.end()
 	defer c.Close()
 	if !s.keep(c) {
 		return
@@ -210,6 +212,26 @@ func (s *Server) ServeConn(tcp *net.TCPConn, dialled netip.AddrPort) {
 			return
 		}
 	}
+}
+
+// seat takes a place of the pod's and one of the node's. What arrives together, as
+// after a moment without a ztunnel, waits for the places of those before it.
+func (s *Server) seat() bool {
+	if !enterBoth(&s.queued, &s.node.queued) {
+		return false
+	}
+	defer s.node.queued.leave()
+	defer s.queued.leave()
+	ctx, cancel := context.WithTimeout(s.life, s.patience)
+	defer cancel()
+	if !s.conns.enter(ctx) {
+		return false
+	}
+	if !s.node.conns.enter(ctx) {
+		s.conns.leave()
+		return false
+	}
+	return true
 }
 
 func (s *Server) serveConn(c *conn) {

@@ -28,7 +28,9 @@ type Server struct {
 	cfg       PodConfig
 	forwarder *forwarder
 	waiting   gate
-	conns     gate
+	queued    gate
+	conns     places
+	patience  time.Duration // of a connection that waits for a place
 
 	life    context.Context
 	end     context.CancelCauseFunc

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -237,10 +238,46 @@ func TestBusy(t *testing.T) {
 	until(t, "nothing waits", func() bool { return r.value(t, "culvert_ztunnel_dns_waiting", "") == 0 })
 }
 
+// TestConnsWait: connections that come together, as to a ztunnel that has been away,
+// are served one after the other. Of more than may wait some are reset.
+func TestConnsWait(t *testing.T) {
+	t.Parallel()
+	const together = 12
+	for _, c := range []struct {
+		queued  int
+		refused float64
+	}{{together, 0}, {together - 5, 4}} {
+		r := startResolver(t, options{limits: Limits{PodConns: 1, PodQueued: c.queued}, seat: patience})
+		first, err := net.Dial("tcp", r.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer first.Close()
+		until(t, "the first one is served", func() bool { return r.value(t, "culvert_ztunnel_dns_connections", "") == 1 })
+		var answered atomic.Int64
+		var wg sync.WaitGroup
+		for range together - 1 {
+			wg.Go(func() {
+				q := dns.Client{Net: "tcp", Timeout: patience}
+				if m, _, err := q.Exchange(question("cart", dns.TypeA), r.addr.String()); err == nil && len(m.Answer) == 1 {
+					answered.Add(1)
+				}
+			})
+		}
+		refused := func() float64 { return r.value(t, "culvert_ztunnel_dns_refused_total", refusedConns) }
+		until(t, "everybody waits or is reset", func() bool { return float64(r.queued.n.Load())+refused() == together-1 })
+		first.Close()
+		wg.Wait()
+		if n := refused(); n != c.refused || answered.Load() != together-1-int64(n) {
+			t.Errorf("%d may wait: %d answered and %v reset, want %v", c.queued, answered.Load(), n, c.refused)
+		}
+	}
+}
+
 // TestConns: connections are bounded, and several queries share one.
 func TestConns(t *testing.T) {
 	t.Parallel()
-	r := startResolver(t, options{limits: Limits{PodConns: 1}})
+	r := startResolver(t, options{limits: Limits{PodConns: 1}, seat: time.Millisecond})
 	c, err := net.Dial("tcp", r.addr.String())
 	if err != nil {
 		t.Fatal(err)
