@@ -6,8 +6,8 @@
 //	                                                           │ renewed every 2 s
 //	        ctx ends: lead's context ends ─▶ lead returns ─▶ the Lease is given back
 //
-// A Lease that is given back is another replica's within a retry. It is given
-// back only after lead has returned, and a leader that cannot renew is told before
+// Those who follow watch the Lease: one that is given back, or deleted, is another
+// replica's at once. It is given back only after lead has returned, and a leader that cannot renew is told before
 // anybody else may lead, so two replicas never lead at once as long as their clocks
 // run at about the same speed; what their clocks show does not matter.
 //
@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -63,6 +64,7 @@ type Lease struct {
 	lock    *lock
 	leading atomic.Bool
 	terms   prometheus.Counter
+	told    string // the version that released has told of last
 }
 
 // New returns a Lease that asks nothing before Run.
@@ -124,23 +126,34 @@ const (
 // errLost is why lead's context ends when it is not the caller's that does.
 var errLost = errors.New("the Lease is lost")
 
-// term waits until this replica leads and returns when it does no more. The error
-// is lead's own.
+// term waits until this replica leads and returns when it does no more, or when the
+// Lease has become free, to be tried anew. The error is lead's own.
 func (l *Lease) term(ctx context.Context, lead func(ctx context.Context) error) error {
 	var phase atomic.Int32
 	result := make(chan error, 1)
 	holding, stop := context.WithCancel(context.WithoutCancel(ctx)) // while it lives the Lease is sought, then renewed
 	defer stop()
-	defer context.AfterFunc(ctx, func() {
+	endFollowing := func() {
 		if phase.CompareAndSwap(following, over) { // else lead ends first
 			stop()
 		}
-	})()
+	}
+	defer context.AfterFunc(ctx, endFollowing)()
+	watched, unwatch := context.WithCancel(holding)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer unwatch()
+	watching.Go(func() {
+		if l.released(watched) {
+			endFollowing() // the next term begins with an attempt
+		}
+	})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: l.lock, Name: l.cfg.Name, LeaseDuration: Duration, RenewDeadline: RenewDeadline, RetryPeriod: RetryPeriod,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(held context.Context) {
 				defer stop()
+				unwatch()
 				if phase.CompareAndSwap(following, leading) {
 					result <- l.lead(ctx, held, lead)
 				} else {

@@ -16,11 +16,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// handover is the longest that a Lease which was given back lies there.
+// handover is the longest that a Lease which nobody has lies there when it cannot be
+// watched.
 const handover = RetryPeriod * 23 / 10
 
 // api is an API server that may be away.
@@ -119,12 +121,83 @@ func TestHandover(t *testing.T) {
 		}
 		a.stop()
 		<-a.ended
+		synctest.Wait()
+		if !b.Leading() {
+			t.Error("the Lease was given back and nobody took it at once")
+		}
+		b.stop()
+		<-b.ended
+	})
+}
+
+// A Lease that is deleted is made anew at once by one of those who follow.
+func TestDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api, ls := newAPI(), &leaders{t: t}
+		a := ls.start(api, "a")
+		a.stop()
+		<-a.ended
 		if got := api.holder(t); got != "" {
 			t.Errorf("the one that went left the Lease to %q", got)
 		}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "mesh", Name: "plane"}, Spec: coordinationv1.LeaseSpec{HolderIdentity: new("gone"),
+			LeaseDurationSeconds: new(int32(3600)), AcquireTime: &metav1.MicroTime{Time: time.Now()}, RenewTime: &metav1.MicroTime{Time: time.Now()}}}
+		if _, err := api.CoordinationV1().Leases("mesh").Update(t.Context(), l, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b := ls.start(api, "b")
+		after(time.Minute)
+		if b.Leading() {
+			t.Fatal("b took what is another's for an hour")
+		}
+		if err := api.CoordinationV1().Leases("mesh").Delete(t.Context(), "plane", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !b.Leading() {
+			t.Error("the Lease is gone and nobody made it anew at once")
+		}
+		b.stop()
+		<-b.ended
+	})
+}
+
+// Without the right to watch, a Lease that was given back is another's within a
+// retry.
+func TestUnwatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api, ls := newAPI(), &leaders{t: t}
+		api.PrependWatchReactor("leases", func(clienttesting.Action) (bool, watch.Interface, error) {
+			return true, nil, apierrors.NewForbidden(coordinationv1.Resource("leases"), "plane", errors.New("no RBAC policy matched"))
+		})
+		a, b := ls.start(api, "a"), ls.start(api, "b")
+		a.stop()
+		<-a.ended
 		after(handover)
 		if !b.Leading() {
 			t.Error("the Lease was given back and nobody took it")
+		}
+		b.stop()
+		<-b.ended
+	})
+}
+
+// What is free but cannot be taken is tried at the usual pace.
+func TestFreeNotToBeHad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api, ls := newAPI(), &leaders{t: t}
+		a := ls.start(api, "a")
+		a.stop()
+		<-a.ended
+		tries := 0
+		api.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			tries++
+			return true, nil, apierrors.NewForbidden(coordinationv1.Resource("leases"), "plane", errors.New("no RBAC policy matched"))
+		})
+		b := ls.start(api, "b")
+		after(time.Minute)
+		if most := int(time.Minute/RetryPeriod) + 2; tries < 5 || tries > most {
+			t.Errorf("%d attempts within a minute, want at most %d", tries, most)
 		}
 		b.stop()
 		<-b.ended
