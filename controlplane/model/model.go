@@ -49,6 +49,7 @@ type Model struct {
 	readers  *readers
 	running  map[account]int // pods
 	started  bool
+	scratch  []read // of the compilation at hand
 }
 
 // account is a service account on a node.
@@ -162,9 +163,11 @@ func (m *Model) compileLocked(key source.Key) Change {
 		u = &unit{key: key}
 		m.units[key] = u
 	}
-	v := &view{objects: m.objects}
+	v := &view{objects: m.objects, reads: m.scratch[:0]}
 	u.out = compile.Compile(m.mesh, v, o)
-	u.reads = v.reads
+	u.reads = slices.Clone(v.reads)
+	clear(v.reads)
+	m.scratch = v.reads
 	m.readers.remember(u)
 	if len(u.out.Conditions) > 0 {
 		m.spoken[key] = u
