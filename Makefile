@@ -89,10 +89,15 @@ cluster: have-root have-go ## a real Kubernetes cluster on this machine (built o
 cluster-down: have-root have-go ## end that cluster
 	$(GO) run ./integration/kube down
 
-test-kube: have-root have-go build ## the mesh on that cluster, with real pods: its programs, then installed from images; brings the cluster up if it is not
-	CULVERT_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -tags kube -timeout 20m ./integration/kube
+# Each of the two has a cluster of its own, which it takes down. What a killed run has
+# left is taken down before; what a test that was cut off leaves, after a look at it.
+test-kube: have-root have-go build ## the mesh on a cluster of its own, with real pods: its programs, then installed from images; ends the cluster
 	$(MAKE) --no-print-directory images ARCHES=host
-	CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 15m ./integration/installed
+	$(GO) build -o $(BIN)/kube ./integration/kube
+	@set -e; $(BIN)/kube down; trap '$(BIN)/kube down' EXIT; trap 'exit 1' INT TERM; \
+	for part in kube installed; do start=$$(date +%s); \
+	  CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -v -tags kube -timeout 30m ./integration/$$part || { $(BIN)/kube report $${TMPDIR:-/tmp}/culvert-cut-off-logs; exit 1; }; \
+	  echo "integration/$$part took $$(($$(date +%s) - start)) s"; done
 
 AWAY ?= 10s
 .PHONY: faults

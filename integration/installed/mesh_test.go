@@ -3,10 +3,13 @@
 package installed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,7 +145,7 @@ func TestNoRights(t *testing.T) {
 // wire, afterwards none; the pods are the same all the time.
 func TestEncrypted(t *testing.T) {
 	apply(t, shop+pod("web", "node2")+pod("web-v2", "node2")+pod("client", "node1", "pause")+pod("other", "node1", "pause"))
-	must(t, "wait", "-n", namespace, "--for=condition=Ready", "pods", "--all", "--timeout=60s")
+	must(t, "wait", "-n", namespace, "--for=condition=Ready", "pods", "--all", "--timeout="+limit.String())
 	eventually(t, "a request", func() error { return get("client", web, 1).err })
 	if read := capture(t, func() error { return get("client", web+marker, 1).err }); read.Contains(marker) == 0 {
 		t.Error("outside the mesh nothing was read: the capture is blind")
@@ -309,12 +312,12 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		version string // that runs afterwards
 		fails   bool
 	}{
-		{[]string{"upgrade", "--set", "global.tag=0.1.1", "--timeout", limit.String()}, "0.1.1", false},
-		{[]string{"upgrade", "--set", "ztunnel.image=culvert.local/ztunnel:no-such-tag", "--timeout", "15s"}, "0.1.1", true},
-		{[]string{"upgrade", "--rollback", "--timeout", limit.String()}, "0.1.0", false},
+		{[]string{"upgrade", "--set", "global.tag=0.1.1"}, "0.1.1", false},
+		{[]string{"upgrade", "--set", "ztunnel.image=culvert.local/ztunnel:no-such-tag"}, "0.1.1", true},
+		{[]string{"upgrade", "--rollback"}, "0.1.0", false},
 	} {
 		start := time.Now()
-		r := run(the.culvert, step.args...)
+		r := upgrade(step.args, step.fails)
 		t.Logf("culvert %s: %.1f s\n%s%s", strings.Join(step.args, " "), time.Since(start).Seconds(), r.stdout, r.stderr)
 		if (r.err != nil) != step.fails {
 			t.Fatalf("%v", r.err)
@@ -329,6 +332,21 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		load.check(t)
 	}
 	load.stop(t)
+}
+
+// upgrade runs `culvert upgrade`. One that is to fail is given little time first, and
+// more when the kubelets have not come to pulling the image in it.
+func upgrade(args []string, fails bool) (r result) {
+	limits := []time.Duration{limit}
+	if fails {
+		limits = []time.Duration{20 * time.Second, time.Minute, limit}
+	}
+	for _, l := range limits {
+		if r = run(the.culvert, append(slices.Clone(args), "--timeout", l.String())...); strings.Contains(r.stderr, "ImagePull") {
+			break
+		}
+	}
+	return r
 }
 
 // load is traffic that must not notice what happens to the mesh.
@@ -352,7 +370,7 @@ func startLoad(t *testing.T) *load {
 	for i, name := range streams {
 		apply(t, pod(name, fmt.Sprintf("node%d", 1+i%2), "hold", "direct."+namespace+":9090"))
 	}
-	must(t, "wait", "-n", namespace, "--for=condition=Ready", "pods", "--all", "--timeout=60s")
+	must(t, "wait", "-n", namespace, "--for=condition=Ready", "pods", "--all", "--timeout="+limit.String())
 	for _, name := range streams {
 		eventually(t, name, func() error {
 			if !strings.Contains(must(t, "logs", "-n", namespace, name), "line 3") {
@@ -469,4 +487,56 @@ func TestUninstall(t *testing.T) {
 	if list := must(t, "get", "crd", "-o", "name"); strings.Contains(list, "istio.io") || strings.Contains(list, "gateway.networking") {
 		t.Errorf("definitions are left: %s", list)
 	}
+}
+
+// TestInstallAgain: right after a mesh was taken away another one comes. It waits for
+// the end of the old one's namespace, and is whole: with another authority, whose root
+// certificate everybody has at once.
+func TestInstallAgain(t *testing.T) {
+	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+meshNamespace+"}\n")
+	apply(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: held, namespace: "+meshNamespace+", finalizers: [culvert.test/held]}\n")
+	release := func() result {
+		return kubectl("patch", "configmap", "held", "-n", meshNamespace, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+	}
+	t.Cleanup(func() { release() })
+	must(t, "delete", "namespace", meshNamespace, "--wait=false")
+	var out lockedBuffer
+	install := exec.Command(the.culvert, "install", "--timeout", limit.String())
+	install.Stdout, install.Stderr = &out, &out
+	if err := install.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the install waits for the namespace", func() error {
+		if said := out.String(); !strings.Contains(said, "namespace "+meshNamespace+" is being deleted") {
+			return errors.New(said)
+		}
+		return nil
+	})
+	if r := release(); r.err != nil {
+		t.Error(r.err)
+	}
+	if err := install.Wait(); err != nil {
+		t.Fatalf("culvert install: %v\n%s\n%s", err, out.String(), story())
+	}
+	eventually(t, "check", func() error { return run(the.culvert, "check").err })
+	eventually(t, "a request", func() error { return get("client", web, 1).err })
+}
+
+// lockedBuffer is a buffer that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -150,6 +150,9 @@ func (p part) build(ctx context.Context, l layout, source, version string) error
 	cgo := "CGO_ENABLED=0"
 	if p.cgo {
 		cgo = "CGO_ENABLED=1"
+		if err := require(toBuild); err != nil {
+			return err
+		}
 	}
 	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-tags", p.tags, "-ldflags", flags, "-o", out}, p.packages...)...)
 	cmd.Dir = filepath.Join(source, p.module)

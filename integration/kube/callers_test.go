@@ -71,7 +71,7 @@ func TestLocalTraffic(t *testing.T) {
 	}
 	port := svc.Spec.Ports[0].NodePort
 	eventually(t, "the node with the pod answers, and the pod sees the caller", func() error {
-		resp, err := (&http.Client{Timeout: 2 * time.Second}).Get(fmt.Sprintf("http://%s:%d/", placeOf("node2").ip, port))
+		resp, err := (&http.Client{Timeout: 10 * time.Second}).Get(fmt.Sprintf("http://%s:%d/", placeOf("node2").ip, port))
 		if err != nil {
 			return err
 		}

@@ -94,7 +94,8 @@ func TestEnrolment(t *testing.T) {
 // probed returns a server with a probe of every place.
 func probed(namespace, name string, probe fields) object {
 	p := newPod(namespace, name, "node1")
-	probe["periodSeconds"] = 1
+	probe["periodSeconds"] = 1 // many are counted; none that is only late has the pod started again
+	probe["timeoutSeconds"], probe["failureThreshold"] = 30, 60
 	for _, place := range []string{"startupProbe", "livenessProbe", "readinessProbe"} {
 		p.container()[place] = probe
 	}

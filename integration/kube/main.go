@@ -20,6 +20,7 @@
 //	kube exec NODE CMD …  run a command in a node (or in "control")
 //	kube kubectl …        kubectl for this cluster
 //	kube run COMMAND …    run a command of this machine that talks to this cluster: with KUBECONFIG
+//	kube report DIR       print what is needed to find out why something fails; copy logs to DIR
 //
 // Each place is one tree of processes below `kube init PLACE`, the first process of
 // its process namespace: when that ends, the kernel ends the rest. So a run that
@@ -80,6 +81,9 @@ func run(args []string) error {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+l.kubeconfig("admin"))
 		return attached(cmd)
+	case verb == "report" && len(args) == 1:
+		report(l, os.Stdout)
+		return keep(l, args[0])
 	case verb == "exec" && len(args) > 1:
 		return inside(l, args[0], args[1:])
 	case verb == "kubectl":
@@ -89,7 +93,7 @@ func run(args []string) error {
 	case internal(l, verb, args):
 		return nil
 	}
-	return errors.New("usage: kube up | down | build | load FILE… | pack IMAGE PROGRAM [LINK…] | exec NODE COMMAND… | kubectl … | run COMMAND…")
+	return errors.New("usage: kube up | down | build | load FILE… | pack IMAGE PROGRAM [LINK…] | exec NODE COMMAND… | kubectl … | run COMMAND… | report DIR")
 }
 
 // internal runs the steps that `up` runs in processes of their own, and reports

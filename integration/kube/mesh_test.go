@@ -33,7 +33,7 @@ var the mesh
 
 const (
 	meshNamespace = "culvert-system" // the mesh's own namespace
-	limit         = 60 * time.Second // of everything that is waited for
+	limit         = 4 * time.Minute  // of everything that is waited for: a machine may be very busy
 	redirects     = "ambient.istio.io/redirection"
 	labelMode     = "istio.io/dataplane-mode"
 )
@@ -61,10 +61,15 @@ func testMain(m *testing.M) (code int, err error) {
 	if !isUp(l) {
 		defer func() { err = errors.Join(err, down(l)) }()
 	}
+	the = mesh{l: l, agents: map[string]*program{}, proxies: map[string]*program{}}
+	defer func() {
+		if code != 0 || err != nil {
+			the.keep()
+		}
+	}()
 	if err := up(ctx, l); err != nil {
 		return 1, err
 	}
-	the = mesh{l: l, agents: map[string]*program{}, proxies: map[string]*program{}}
 	if the.api, err = newClient(l); err != nil {
 		return 1, err
 	}
@@ -74,15 +79,32 @@ func testMain(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("start the mesh: %w", err)
 	}
 	fmt.Printf("kube: mesh up in %.1f s\n", time.Since(start).Seconds())
-	code = m.Run()
-	if code != 0 {
-		kept := filepath.Join(os.TempDir(), "culvert-kube-logs")
-		os.RemoveAll(kept)
-		if err := os.CopyFS(kept, os.DirFS(the.dir())); err == nil {
-			fmt.Println("kube: the mesh's logs are kept in", kept)
-		}
+	return m.Run(), nil
+}
+
+// keep tells how the cluster is, and leaves all logs where a person finds them.
+func (m *mesh) keep() {
+	fmt.Println(m.story())
+	kept := filepath.Join(os.TempDir(), "culvert-kube-logs")
+	err := keep(m.l, kept)
+	if _, none := os.Stat(m.dir()); none == nil {
+		err = errors.Join(err, os.CopyFS(filepath.Join(kept, "mesh"), os.DirFS(m.dir())))
 	}
-	return code, nil
+	fmt.Println("kube: logs are kept in", kept, err)
+}
+
+// story is what is needed to see why something did not happen: how the cluster is, and
+// what the mesh's programs said last.
+func (m *mesh) story() string {
+	var out strings.Builder
+	report(m.l, &out)
+	files, _ := filepath.Glob(m.dir("*.log")) // the pattern is well-formed
+	for _, file := range files {
+		content, _ := os.ReadFile(file)
+		lines := strings.SplitAfter(string(content), "\n")
+		fmt.Fprintf(&out, "--- the last of %s\n%s", filepath.Base(file), strings.Join(lines[max(0, len(lines)-reportLog):], ""))
+	}
+	return out.String()
 }
 
 func (m *mesh) dir(elements ...string) string {
@@ -123,7 +145,7 @@ func (m *mesh) start(ctx context.Context) error {
 }
 
 func fetch(url string) error {
-	resp, err := (&http.Client{Timeout: 2 * time.Second}).Get(url)
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Get(url)
 	if err != nil {
 		return err
 	}
@@ -278,7 +300,7 @@ type agentStatus struct {
 }
 
 func (m *mesh) status(node string) (s agentStatus, err error) {
-	resp, err := (&http.Client{Timeout: 2 * time.Second}).Get("http://" + placeOf(node).ip + ":15014/status")
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + placeOf(node).ip + ":15014/status")
 	if err != nil {
 		return s, err
 	}
@@ -342,7 +364,7 @@ func (p *program) kill(sig syscall.Signal) {
 	}
 	select {
 	case <-p.finished:
-	case <-time.After(20 * time.Second):
+	case <-time.After(limit):
 		p.cmd.Process.Kill() // and with it the program
 		<-p.finished
 	}

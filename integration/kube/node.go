@@ -68,24 +68,8 @@ func (s *supervisor) node() error {
 
 // mountNode gives the node its own view of the system.
 func (s *supervisor) mountNode() error {
-	found, err := hierarchies()
-	if err != nil {
+	if err := mountGroups(); err != nil {
 		return err
-	}
-	// What /sys shows of the network is that of whoever mounts it.
-	all := []mount{{"sysfs", "/sys", "sysfs", 0, ""}, {"tmpfs", groupRoot, "tmpfs", 0, "mode=755"}}
-	if err := mounts(all...); err != nil {
-		return err
-	}
-	for _, h := range found {
-		dir := filepath.Join(groupRoot, h)
-		options := h
-		if h == "systemd" {
-			options = "none,name=systemd"
-		}
-		if err := errors.Join(os.Mkdir(dir, 0o755), mounts(mount{"cgroup", dir, "cgroup", 0, options})); err != nil {
-			return err
-		}
 	}
 	// A pod with users of its own may mount /proc only where one can be seen that
 	// nothing is mounted over, as it will be over /proc itself.

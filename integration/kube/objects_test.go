@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 )
 
 // object is something for the API server.
@@ -134,7 +133,7 @@ func eventually(t *testing.T, what string, try func() error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit) // also when the test is being cleaned up
 	defer cancel()
 	if err := until(ctx, what, try); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, the.story())
 	}
 }
 
@@ -235,7 +234,7 @@ func (s *space) exec(pod string, args ...string) (string, error) {
 }
 
 func (s *space) kubectl(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, the.l.bin("kubectl"), append([]string{"-n", s.name}, args...)...)
 	cmd.Env = the.l.environment("KUBECONFIG=" + the.l.kubeconfig("admin"))

@@ -3,10 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,14 +16,8 @@ import (
 // the place's groups the root of all that can be seen.
 func launch(l layout, name string) error {
 	if name != control {
-		found, err := hierarchies()
-		if err != nil {
+		if err := joinGroups(prefix + name); err != nil {
 			return err
-		}
-		for _, h := range found {
-			if err := joinGroup(h, prefix+name); err != nil {
-				return fmt.Errorf("control group %s: %w", h, err)
-			}
 		}
 	}
 	self, err := os.Executable()
@@ -44,28 +36,6 @@ func launch(l layout, name string) error {
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWPID | syscall.CLONE_NEWCGROUP,
 	}
 	return cmd.Start()
-}
-
-func joinGroup(hierarchy, name string) error {
-	dir := filepath.Join(groupRoot, hierarchy, name)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if hierarchy == "cpuset" { // a new one is empty, and so are those below it unless told otherwise
-		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			content, err := os.ReadFile(filepath.Join(groupRoot, hierarchy, file))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(dir, file), content, 0o644)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.clone_children"), []byte("1"), 0o644); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0o644)
 }
 
 // initialize is the first process of a place. It never returns while all is well.

@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +33,7 @@ func up(ctx context.Context, l layout) error {
 		fmt.Println("kube: the cluster is up already")
 		return nil
 	}
-	if err := require("ip", "nsenter", "setpriv", "nft", "iptables", "conntrack"); err != nil {
+	if err := require(toRun); err != nil {
 		return err
 	}
 	for variable, values := range settings {
@@ -267,7 +266,7 @@ func down(l layout) error {
 		if _, err := os.Stat("/run/netns/" + prefix + p.name); err == nil {
 			errs = append(errs, command("ip", "netns", "del", prefix+p.name))
 		}
-		errs = append(errs, removeGroups(p.name))
+		errs = append(errs, removeGroups(prefix+p.name))
 	}
 	if _, err := os.Stat("/sys/class/net/" + bridge); err == nil {
 		errs = append(errs, command("ip", "link", "del", bridge)) // and with it the routes through it
@@ -298,73 +297,4 @@ func end(pid int) error {
 		}
 	}
 	return fmt.Errorf("process %d is still there after %s", pid, downLimit)
-}
-
-// groupRoot is where the hierarchies of control groups (version 1) are mounted.
-const groupRoot = "/sys/fs/cgroup"
-
-// hierarchies are the control groups that a node gets: a v1 hierarchy each.
-func hierarchies() ([]string, error) {
-	if _, err := os.Stat(filepath.Join(groupRoot, "cgroup.controllers")); err == nil {
-		return nil, errors.New("this machine has control groups of version 2 only; the cluster's nodes need version 1")
-	}
-	var found []string
-	for _, h := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd"} {
-		if _, err := os.Stat(filepath.Join(groupRoot, h, "cgroup.procs")); err == nil {
-			found = append(found, h)
-		}
-	}
-	if !slices.Contains(found, "memory") {
-		return nil, fmt.Errorf("no control groups below %s", groupRoot)
-	}
-	return found, nil
-}
-
-// removeGroups removes a place's control groups, the innermost first.
-func removeGroups(name string) error {
-	found, err := filepath.Glob(filepath.Join(groupRoot, "*", prefix+name))
-	if err != nil {
-		return err
-	}
-	for _, top := range found {
-		var dirs []string
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil // what vanishes meanwhile is no harm
-		})
-		if err != nil {
-			return err
-		}
-		for _, dir := range slices.Backward(dirs) {
-			if err := rmdir(dir); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// rmdir removes a control group. The kernel lets go of ended processes a moment
-// after they are gone.
-func rmdir(dir string) error {
-	var err error
-	for range 100 {
-		if err = syscall.Rmdir(dir); err == nil || errors.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return fmt.Errorf("remove control group %s: %w", dir, err)
-}
-
-// require makes sure that the machine has some programs.
-func require(programs ...string) error {
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			return fmt.Errorf("%s is missing: apt-get install -y --no-install-recommends iproute2 util-linux iptables nftables conntrack ethtool ipset libseccomp-dev gcc libc6-dev", p)
-		}
-	}
-	return nil
 }
