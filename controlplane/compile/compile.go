@@ -11,6 +11,7 @@
 //	PeerAuthentication   → mesh.Policy
 //	NetworkPolicy        → mesh.Policy, one for each set of them that isolates pods (Mesh.NetworkPolicies)
 //	Gateway, HTTPRoute   → conditions; their effect is part of the Services they name
+//	GRPCRoute            → as an HTTPRoute whose paths are services and methods
 //
 // # What cannot be enforced
 //
@@ -170,8 +171,8 @@ func Compile(m Mesh, v View, o source.Object) Output {
 		c.networkPolicy(o)
 	case *source.Gateway:
 		c.gateway(o)
-	case *source.HTTPRoute:
-		c.route(o)
+	case *source.HTTPRoute, *source.GRPCRoute:
+		c.route(routeOf(o))
 	case *source.ServiceEntry:
 		c.serviceEntry(o)
 	case *source.WorkloadEntry:

@@ -54,7 +54,7 @@ type attachments struct {
 	waypoint *waypoint  // nil without one
 	chosen   source.Key // the Gateway that labels choose, which may not be there
 	policies []*source.AuthorizationPolicy
-	routes   []*source.HTTPRoute
+	routes   []*route
 }
 
 func (c *compilation) attachments(f frontend) *attachments {

@@ -15,7 +15,7 @@ import (
 )
 
 // parentKey reports whether ref names a Service or a ServiceEntry, and which.
-func parentKey(r *source.HTTPRoute, ref gatewayv1.ParentReference) (source.Key, bool) {
+func parentKey(r *route, ref gatewayv1.ParentReference) (source.Key, bool) {
 	key := source.Key{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.Namespace))), Name: string(ref.Name)}
 	switch kind, group := deref(ref.Kind, "Gateway"), deref(ref.Group, "gateway.networking.k8s.io"); {
 	case kind == "Service" && group == "":
@@ -35,25 +35,26 @@ func deref[T any](p *T, otherwise T) T {
 	return *p
 }
 
-// routesOf returns the HTTPRoutes whose parent the frontend is, whatever the port.
-func (c *compilation) routesOf(f frontend) []*source.HTTPRoute {
+// routesOf returns the routes whose parent the frontend is, whatever the port.
+func (c *compilation) routesOf(f frontend) []*route {
 	parent := f.key()
-	list := c.view.List(source.KindHTTPRoute, "", func(o source.Object) bool {
-		r, ok := o.(*source.HTTPRoute)
-		return ok && slices.ContainsFunc(r.Spec.ParentRefs, func(ref gatewayv1.ParentReference) bool {
+	names := func(r *route) bool {
+		return slices.ContainsFunc(r.Spec.ParentRefs, func(ref gatewayv1.ParentReference) bool {
 			key, ok := parentKey(r, ref)
 			return ok && key == parent
 		})
-	})
-	out := make([]*source.HTTPRoute, len(list))
-	for i, o := range list {
-		out[i] = o.(*source.HTTPRoute)
+	}
+	var out []*route
+	for _, kind := range [...]source.Kind{source.KindGRPCRoute, source.KindHTTPRoute} {
+		for _, o := range c.view.List(kind, "", func(o source.Object) bool { r := parentsOf(o); return r != nil && names(r) }) {
+			out = append(out, routeOf(o))
+		}
 	}
 	return out
 }
 
 // attached reports whether a route's parents include that port of the frontend.
-func attached(r *source.HTTPRoute, f frontend, port uint16) bool {
+func attached(r *route, f frontend, port uint16) bool {
 	return slices.ContainsFunc(r.Spec.ParentRefs, func(ref gatewayv1.ParentReference) bool {
 		key, ok := parentKey(r, ref)
 		return ok && key == f.key() && covers(ref, f, port)
@@ -74,8 +75,8 @@ func covers(ref gatewayv1.ParentReference, f frontend, port uint16) bool {
 // namespace are for everybody; those of another namespace are for the clients
 // there, and replace the former for them.
 func (c *compilation) routeTables(pb *waypointpb.Service, name string, f frontend, port mesh.Port,
-	routes []*source.HTTPRoute, clusters clusterSet) []*routev3.RouteConfiguration {
-	byNamespace := map[string][]*source.HTTPRoute{}
+	routes []*route, clusters clusterSet) []*routev3.RouteConfiguration {
+	byNamespace := map[string][]*route{}
 	for _, r := range routes {
 		if attached(r, f, port.Service) {
 			byNamespace[r.Namespace] = append(byNamespace[r.Namespace], r)
@@ -106,17 +107,25 @@ func sortedKeys[V any](m map[string]V) []string {
 
 // candidate is one match of one rule, with what decides its precedence.
 type candidate struct {
-	route *source.HTTPRoute
+	route *route
 	match gatewayv1.HTTPRouteMatch
 	rule  int
 	index int // of the match in its rule
 	envoy *routev3.Route
 }
 
+// rank is where a candidate's path stands among others.
+func (c candidate) rank() (kind, length int) {
+	if c.route.grpc != nil {
+		return c.route.methodRank(c.rule, c.index)
+	}
+	return pathRank(c.match)
+}
+
 // routeTable compiles routes into one table. A host that some route names has a
 // virtual host of its own, which holds the routes for that host, for wildcards
 // that cover it and for any host, in the order of the Gateway API's precedence.
-func (c *compilation) routeTable(name string, port uint16, routes []*source.HTTPRoute, clusters clusterSet) *routev3.RouteConfiguration {
+func (c *compilation) routeTable(name string, port uint16, routes []*route, clusters clusterSet) *routev3.RouteConfiguration {
 	candidates := c.candidates(port, routes, clusters)
 	out := &routev3.RouteConfiguration{Name: name, IgnorePortInHostMatching: true}
 	for _, host := range hostsOf(routes) {
@@ -136,7 +145,7 @@ func (c *compilation) routeTable(name string, port uint16, routes []*source.HTTP
 const anyHost = "*"
 
 // hostsOf returns every host that routes name, and "*".
-func hostsOf(routes []*source.HTTPRoute) []string {
+func hostsOf(routes []*route) []string {
 	set := map[string]bool{anyHost: true}
 	for _, r := range routes {
 		for _, h := range r.Spec.Hostnames {
@@ -148,7 +157,7 @@ func hostsOf(routes []*source.HTTPRoute) []string {
 
 // covering returns the hosts, among those of the routes, whose routes apply to
 // requests for host, most specific first.
-func covering(host string, routes []*source.HTTPRoute) []string {
+func covering(host string, routes []*route) []string {
 	var out []string
 	for _, h := range hostsOf(routes) {
 		if h == host || h == anyHost || strings.HasPrefix(h, "*.") && strings.HasSuffix(host, h[1:]) {
@@ -172,7 +181,7 @@ func boolCompare(a, b bool) int {
 	return 1
 }
 
-func routeHas(r *source.HTTPRoute, host string) bool {
+func routeHas(r *route, host string) bool {
 	if len(r.Spec.Hostnames) == 0 {
 		return host == anyHost
 	}
@@ -180,7 +189,7 @@ func routeHas(r *source.HTTPRoute, host string) bool {
 }
 
 // candidates returns every match of every rule in the order of precedence.
-func (c *compilation) candidates(port uint16, routes []*source.HTTPRoute, clusters clusterSet) []candidate {
+func (c *compilation) candidates(port uint16, routes []*route, clusters clusterSet) []candidate {
 	var out []candidate
 	for _, r := range routes {
 		for i, rule := range r.Spec.Rules {
@@ -189,10 +198,10 @@ func (c *compilation) candidates(port uint16, routes []*source.HTTPRoute, cluste
 				matches = []gatewayv1.HTTPRouteMatch{{}}
 			}
 			for j, m := range matches {
-				route := &routev3.Route{Name: ruleName(r, i), Match: routeMatch(m)}
+				envoy := &routev3.Route{Name: ruleName(r, i), Match: routeMatch(m)}
 				a := &action{c: c, route: r, rule: rule, match: m, port: port, clusters: clusters}
-				a.fill(route)
-				out = append(out, candidate{r, m, i, j, route})
+				a.fill(envoy)
+				out = append(out, candidate{r, m, i, j, envoy})
 			}
 		}
 	}
@@ -201,18 +210,19 @@ func (c *compilation) candidates(port uint16, routes []*source.HTTPRoute, cluste
 }
 
 // ruleName is how access logs call a rule: by its name, or else by its number.
-func ruleName(r *source.HTTPRoute, i int) string {
+func ruleName(r *route, i int) string {
 	return r.Namespace + "/" + r.Name + "/" + string(deref(r.Spec.Rules[i].Name, gatewayv1.SectionName(strconv.Itoa(i))))
 }
 
 // precedence is the Gateway API's: exact path, longest prefix, method, number of
 // headers, number of query parameters, oldest route, its name, order within it.
 // Where regular expressions stand is left open there; here they come after exact
-// paths, because after prefixes "/" would hide them all.
+// paths, because after prefixes "/" would hide them all. A GRPCRoute's come before
+// those of HTTPRoutes: for a service that has both the more specific kind counts.
 func precedence(a, b candidate) int {
-	ta, la := pathRank(a.match)
-	tb, lb := pathRank(b.match)
-	if order := cmp.Or(cmp.Compare(ta, tb), cmp.Compare(lb, la),
+	ta, la := a.rank()
+	tb, lb := b.rank()
+	if order := cmp.Or(boolCompare(a.route.grpc != nil, b.route.grpc != nil), cmp.Compare(ta, tb), cmp.Compare(lb, la),
 		boolCompare(a.match.Method != nil, b.match.Method != nil),
 		cmp.Compare(len(b.match.Headers), len(a.match.Headers)),
 		cmp.Compare(len(b.match.QueryParams), len(a.match.QueryParams))); order != 0 {

@@ -15,6 +15,10 @@ func path(kind gatewayv1.PathMatchType, value string) *gatewayv1.HTTPPathMatch {
 	return &gatewayv1.HTTPPathMatch{Type: &kind, Value: &value}
 }
 
+func method(kind gatewayv1.GRPCMethodMatchType, service, name string) *gatewayv1.GRPCMethodMatch {
+	return &gatewayv1.GRPCMethodMatch{Type: &kind, Service: &service, Method: &name}
+}
+
 // TestPrecedence: however the rules are written, they come out in the order of
 // the Gateway API.
 func TestPrecedence(t *testing.T) {
@@ -27,10 +31,19 @@ func TestPrecedence(t *testing.T) {
 		return out
 	}
 	query := []gatewayv1.HTTPQueryParamMatch{{Name: "q", Value: "1"}}
-	old := &source.HTTPRoute{Meta: source.Meta{Namespace: "b", Name: "b", Created: time.Unix(1, 0)}}
-	young := &source.HTTPRoute{Meta: source.Meta{Namespace: "a", Name: "a", Created: time.Unix(2, 0)}}
-	younger := &source.HTTPRoute{Meta: source.Meta{Namespace: "a", Name: "b", Created: time.Unix(2, 0)}}
+	old := routeOf(&source.HTTPRoute{Meta: source.Meta{Namespace: "b", Name: "b", Created: time.Unix(1, 0)}})
+	young := routeOf(&source.HTTPRoute{Meta: source.Meta{Namespace: "a", Name: "a", Created: time.Unix(2, 0)}})
+	younger := routeOf(&source.HTTPRoute{Meta: source.Meta{Namespace: "a", Name: "b", Created: time.Unix(2, 0)}})
+	grpc := routeOf(&source.GRPCRoute{Meta: source.Meta{Namespace: "z", Name: "z", Created: time.Unix(3, 0)}, Spec: gatewayv1.GRPCRouteSpec{
+		Rules: []gatewayv1.GRPCRouteRule{{Matches: []gatewayv1.GRPCRouteMatch{
+			{Method: method("Exact", "", "LongMethod")},
+			{Method: method("Exact", "a.Short", "")},
+			{Method: method("RegularExpression", "a.Longest", "")},
+			{Method: method("Exact", "a.Short", "M")},
+		}}},
+	}})
 	want := []candidate{
+		{route: grpc, index: 2}, {route: grpc, index: 3}, {route: grpc, index: 1}, {route: grpc, index: 0},
 		{route: young, match: gatewayv1.HTTPRouteMatch{Path: path("Exact", "/a")}},
 		{route: old, match: gatewayv1.HTTPRouteMatch{Path: path("RegularExpression", "/.*")}},
 		{route: young, match: gatewayv1.HTTPRouteMatch{Path: path("PathPrefix", "/a/b/c")}},
@@ -62,10 +75,10 @@ func TestPrecedence(t *testing.T) {
 // wildcards that cover it, then those for any host.
 func TestHosts(t *testing.T) {
 	t.Parallel()
-	route := func(hosts ...gatewayv1.Hostname) *source.HTTPRoute {
-		return &source.HTTPRoute{Spec: gatewayv1.HTTPRouteSpec{Hostnames: hosts}}
+	of := func(hosts ...gatewayv1.Hostname) *route {
+		return routeOf(&source.HTTPRoute{Spec: gatewayv1.HTTPRouteSpec{Hostnames: hosts}})
 	}
-	routes := []*source.HTTPRoute{route(), route("a.x.org", "*.org"), route("*.x.org"), route("B.org")}
+	routes := []*route{of(), of("a.x.org", "*.org"), of("*.x.org"), of("B.org")}
 	if got, want := hostsOf(routes), []string{"*", "*.org", "*.x.org", "a.x.org", "b.org"}; !slices.Equal(got, want) {
 		t.Errorf("hosts %q, want %q", got, want)
 	}

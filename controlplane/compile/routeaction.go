@@ -18,7 +18,7 @@ import (
 // action says what happens to the requests that one match of a rule takes.
 type action struct {
 	c        *compilation
-	route    *source.HTTPRoute
+	route    *route
 	rule     gatewayv1.HTTPRouteRule
 	match    gatewayv1.HTTPRouteMatch
 	port     uint16 // that clients address
@@ -176,7 +176,7 @@ func unresolvedf(code string, r reason.Reason, format string, args ...any) *unre
 }
 
 // backend resolves one reference, or says why it cannot be.
-func (c *compilation) backend(r *source.HTTPRoute, b gatewayv1.BackendObjectReference) (mesh.ServiceName, uint16, *unresolved) {
+func (c *compilation) backend(r *route, b gatewayv1.BackendObjectReference) (mesh.ServiceName, uint16, *unresolved) {
 	if b.Port == nil {
 		return mesh.ServiceName{}, 0, unresolvedf(CodeUnsupportedValue, reason.MissingField, "port is required")
 	}
@@ -214,10 +214,10 @@ func (c *compilation) backend(r *source.HTTPRoute, b gatewayv1.BackendObjectRefe
 // permitted reports whether namespace lets the route refer to its service. The
 // namespace that a route is made for as a parent has not to: clients address it
 // anyway.
-func (c *compilation) permitted(r *source.HTTPRoute, namespace, name string) bool {
+func (c *compilation) permitted(r *route, namespace, name string) bool {
 	grants := c.view.List(source.KindReferenceGrant, namespace, func(o source.Object) bool {
 		g, ok := o.(*source.ReferenceGrant)
-		return ok && admitsReference(g, r.Namespace, name)
+		return ok && admitsReference(g, r.kind(), r.Namespace, name)
 	})
 	if len(grants) > 0 {
 		return true
@@ -230,12 +230,12 @@ func (c *compilation) permitted(r *source.HTTPRoute, namespace, name string) boo
 	return false
 }
 
-// admitsReference reports whether a grant lets HTTPRoutes of a namespace refer to
-// that service.
-func admitsReference(g *source.ReferenceGrant, from, name string) bool {
+// admitsReference reports whether a grant lets routes of a kind and namespace refer
+// to that service.
+func admitsReference(g *source.ReferenceGrant, kind source.Kind, from, name string) bool {
 	trusted := false
 	for _, f := range g.Spec.From {
-		trusted = trusted || f.Group == "gateway.networking.k8s.io" && f.Kind == "HTTPRoute" && string(f.Namespace) == from
+		trusted = trusted || f.Group == "gateway.networking.k8s.io" && string(f.Kind) == string(kind) && string(f.Namespace) == from
 	}
 	for _, t := range g.Spec.To {
 		if trusted && (t.Group == "" || t.Group == "core") && t.Kind == "Service" && (t.Name == nil || *t.Name == "" || string(*t.Name) == name) {

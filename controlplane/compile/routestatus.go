@@ -10,8 +10,8 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/reason"
 )
 
-// route judges an HTTPRoute; its effect is part of the Services it names.
-func (c *compilation) route(r *source.HTTPRoute) {
+// route judges a route; its effect is part of the Services it names.
+func (c *compilation) route(r *route) {
 	for i, ref := range r.Spec.ParentRefs {
 		c.parent(r, ref, fmt.Sprintf("spec.parentRefs[%d]", i))
 	}
@@ -22,7 +22,7 @@ func (c *compilation) route(r *source.HTTPRoute) {
 	c.settled(ResolvedRefs)
 }
 
-func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, field string) {
+func (c *compilation) rule(r *route, rule gatewayv1.HTTPRouteRule, field string) {
 	f := ruleFilters(rule.Filters)
 	for _, j := range f.unsupported {
 		c.coded(Accepted, CodeUnsupportedValue, reason.Unsupported, fmt.Sprintf("%s.filters[%d]", field, j), string(rule.Filters[j].Type)+" is not supported; the rule answers 500")
@@ -54,7 +54,7 @@ func (c *compilation) rule(r *source.HTTPRoute, rule gatewayv1.HTTPRouteRule, fi
 
 // parentCode says whose parent one is that is no service: a waypoint's routes name
 // the services behind it instead; any other is another controller's.
-func (c *compilation) parentCode(r *source.HTTPRoute, ref gatewayv1.ParentReference) string {
+func (c *compilation) parentCode(r *route, ref gatewayv1.ParentReference) string {
 	if deref(ref.Kind, "Gateway") != "Gateway" || deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
 		return CodeForeign
 	}
@@ -66,7 +66,7 @@ func (c *compilation) parentCode(r *source.HTTPRoute, ref gatewayv1.ParentRefere
 	return CodeForeign
 }
 
-func (c *compilation) parent(r *source.HTTPRoute, ref gatewayv1.ParentReference, field string) {
+func (c *compilation) parent(r *route, ref gatewayv1.ParentReference, field string) {
 	key, ok := parentKey(r, ref)
 	if !ok {
 		c.coded(Accepted, c.parentCode(r, ref), reason.Unsupported, field, fmt.Sprintf("parent kind %s is not supported", deref(ref.Kind, "Gateway")))

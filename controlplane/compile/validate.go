@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	security "istio.io/api/security/v1beta1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/culvert-mesh/culvert/controlplane/source"
 	"github.com/culvert-mesh/culvert/pkg/reason"
@@ -33,8 +34,8 @@ func Validate(o source.Object) []Condition {
 				v.address(fmt.Sprintf("status.addresses[%d].value", i), a.Value)
 			}
 		}
-	case *source.HTTPRoute:
-		v.route(o)
+	case *source.HTTPRoute, *source.GRPCRoute:
+		v.route(routeOf(o))
 	case *source.ServiceEntry:
 		v.serviceEntry(o)
 	case *source.WorkloadEntry:
@@ -217,15 +218,16 @@ func (v *validation) when(field string, w *security.Condition) {
 	}
 }
 
-func (v *validation) route(r *source.HTTPRoute) {
+func (v *validation) route(r *route) {
 	for i, rule := range r.Spec.Rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
+		if r.grpc != nil {
+			v.methods(field, r.grpc.Spec.Rules[i])
+		}
 		for j, m := range rule.Matches {
 			at := fmt.Sprintf("%s.matches[%d]", field, j)
-			if kind, value := pathOf(m); kind == "RegularExpression" {
-				v.regex(at+".path.value", value)
-			} else if !strings.HasPrefix(value, "/") {
-				v.invalid(at+".path.value", "%q must begin with /", value)
+			if r.grpc == nil {
+				v.path(at, m)
 			}
 			for k, h := range m.Headers {
 				if h.Type != nil && *h.Type == "RegularExpression" {
@@ -238,15 +240,7 @@ func (v *validation) route(r *source.HTTPRoute) {
 				}
 			}
 		}
-		for j, b := range rule.BackendRefs {
-			at := fmt.Sprintf("%s.backendRefs[%d]", field, j)
-			if b.Weight != nil && (*b.Weight < 0 || *b.Weight > 1_000_000) {
-				v.invalid(at+".weight", "%d is not between 0 and 1000000", *b.Weight)
-			}
-			if b.Port != nil {
-				v.port(at+".port", int64(*b.Port))
-			}
-		}
+		v.backends(field, rule)
 		v.filters(field, rule)
 		if t := rule.Timeouts; t != nil {
 			if _, err := parseDuration(t.Request); err != nil {
@@ -255,6 +249,26 @@ func (v *validation) route(r *source.HTTPRoute) {
 			if _, err := parseDuration(t.BackendRequest); err != nil {
 				v.invalid(field+".timeouts.backendRequest", "%v", err)
 			}
+		}
+	}
+}
+
+func (v *validation) path(at string, m gatewayv1.HTTPRouteMatch) {
+	if kind, value := pathOf(m); kind == "RegularExpression" {
+		v.regex(at+".path.value", value)
+	} else if !strings.HasPrefix(value, "/") {
+		v.invalid(at+".path.value", "%q must begin with /", value)
+	}
+}
+
+func (v *validation) backends(field string, rule gatewayv1.HTTPRouteRule) {
+	for j, b := range rule.BackendRefs {
+		at := fmt.Sprintf("%s.backendRefs[%d]", field, j)
+		if b.Weight != nil && (*b.Weight < 0 || *b.Weight > 1_000_000) {
+			v.invalid(at+".weight", "%d is not between 0 and 1000000", *b.Weight)
+		}
+		if b.Port != nil {
+			v.port(at+".port", int64(*b.Port))
 		}
 	}
 }

@@ -3,7 +3,7 @@ package gateway
 import known "sigs.k8s.io/gateway-api/pkg/features"
 
 // features are what a GatewayClass of waypoints says it supports: what the
-// conformance suite, profile MESH-HTTP, asks of a mesh.
+// conformance suite asks of a mesh, profiles MESH-HTTP and MESH-GRPC.
 func features() []string {
 	var names []string
 	for _, n := range []known.FeatureName{
@@ -12,7 +12,7 @@ func features() []string {
 		known.SupportMeshHTTPRouteRedirectPort, known.SupportMeshHTTPRouteRedirectPath,
 		known.SupportMeshHTTPRouteBackendRequestHeaderModification, known.SupportMeshHTTPRouteQueryParamMatching,
 		known.SupportMeshHTTPRouteNamedRouteRule,
-		known.SupportHTTPRoute, known.SupportReferenceGrant,
+		known.SupportHTTPRoute, known.SupportGRPCRoute, known.SupportReferenceGrant,
 	} {
 		names = append(names, string(n))
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"maps"
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,7 +13,9 @@ import (
 const group = gatewayv1.GroupName
 
 // routeResources are the kinds of routes that can be attached to a waypoint.
-func routeResources() map[string]string { return map[string]string{"HTTPRoute": "httproutes"} }
+func routeResources() map[string]string {
+	return map[string]string{"HTTPRoute": "httproutes", "GRPCRoute": "grpcroutes"}
+}
 
 // Route is what is kept of a route: which Gateways it names as parents.
 type Route struct {
@@ -39,7 +42,10 @@ func routeKindsOf(l gatewayv1.Listener) (kinds []gatewayv1.RouteGroupKind, unkno
 	g := gatewayv1.Group(group)
 	kinds = []gatewayv1.RouteGroupKind{}
 	if l.AllowedRoutes == nil || len(l.AllowedRoutes.Kinds) == 0 {
-		return append(kinds, gatewayv1.RouteGroupKind{Group: &g, Kind: "HTTPRoute"}), nil
+		for _, kind := range slices.Sorted(maps.Keys(routeResources())) {
+			kinds = append(kinds, gatewayv1.RouteGroupKind{Group: &g, Kind: gatewayv1.Kind(kind)})
+		}
+		return kinds, nil
 	}
 	for _, k := range l.AllowedRoutes.Kinds {
 		if _, ok := routeResources()[string(k.Kind)]; ok && (k.Group == nil || *k.Group == g) {

@@ -83,7 +83,7 @@ func Desired(kind source.Kind, seen *Seen, f Found, now time.Time) []byte {
 	if addresses := allocated(f); len(addresses) > 0 && kind == source.KindServiceEntry && !slices.Equal(addresses, seen.Status.Addresses) {
 		status.Addresses = addresses
 	}
-	if kind == source.KindHTTPRoute || kind == kindGRPCRoute {
+	if kind == source.KindHTTPRoute || kind == source.KindGRPCRoute {
 		var parents []json.RawMessage
 		if parents, changed = parentStatuses(seen, found, now); changed {
 			status.Parents = &parents
@@ -99,8 +99,6 @@ func Desired(kind source.Kind, seen *Seen, f Found, now time.Time) []byte {
 	}
 	return must(json.Marshal(map[string]any{"metadata": map[string]string{"resourceVersion": seen.ResourceVersion}, "status": status}))
 }
-
-const kindGRPCRoute source.Kind = "GRPCRoute"
 
 // owned are the types of conditions that are ours, by kind: those that are not
 // wanted are removed.

@@ -55,7 +55,7 @@ func FuzzDesired(f *testing.F) {
 	} {
 		f.Add([]byte(seed), "spec.parentRefs[0]", "spec.rules[0].matches", int64(1), uint8(3))
 	}
-	kinds := []source.Kind{source.KindHTTPRoute, source.KindAuthorizationPolicy, source.KindPeerAuthentication, source.KindService, source.KindServiceEntry, kindGRPCRoute}
+	kinds := []source.Kind{source.KindHTTPRoute, source.KindAuthorizationPolicy, source.KindPeerAuthentication, source.KindService, source.KindServiceEntry, source.KindGRPCRoute}
 	f.Fuzz(func(t *testing.T, object []byte, field, other string, generation int64, bits uint8) {
 		seen := &Seen{}
 		if json.Unmarshal(object, seen) != nil {

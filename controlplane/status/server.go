@@ -40,7 +40,7 @@ var resources = map[source.Kind]resource{
 	source.KindAuthorizationPolicy: {istioSecurity, "authorizationpolicies", "istio-ambient-ztunnel-policy"},
 	source.KindPeerAuthentication:  {istioSecurity, "peerauthentications", "istio-ambient-ztunnel-policy"},
 	source.KindHTTPRoute:           {gatewayAPI, "httproutes", "istio-ambient-route"},
-	kindGRPCRoute:                  {gatewayAPI, "grpcroutes", "istio-ambient-route"},
+	source.KindGRPCRoute:           {gatewayAPI, "grpcroutes", "istio-ambient-route"},
 }
 
 // waypointManager manages the fields of policies for waypoints.

@@ -56,6 +56,7 @@ func decoders() map[groupKind]decoder {
 		{gatewayGroup, "GatewayClass"}:         checked[gatewayv1.GatewayClass](),
 		{gatewayGroup, "Gateway"}:              kubernetes(toGateway),
 		{gatewayGroup, "HTTPRoute"}:            kubernetes(toHTTPRoute),
+		{gatewayGroup, "GRPCRoute"}:            kubernetes(toGRPCRoute),
 		{gatewayGroup, "ReferenceGrant"}:       kubernetes(toReferenceGrant),
 		{discoveryGroup, "EndpointSlice"}:      kubernetes(toEndpointSlice),
 		{"networking.k8s.io", "NetworkPolicy"}: kubernetes(toNetworkPolicy),

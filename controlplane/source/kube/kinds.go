@@ -69,6 +69,8 @@ func kinds() []kind {
 			trim: of(func(o *gatewayv1.Gateway, m source.Meta) source.Object { return trim.Gateway(o, m) })},
 		{name: "httproutes", group: gatewayGV, key: source.KindHTTPRoute, optional: true, sample: &gatewayv1.HTTPRoute{},
 			trim: of(func(o *gatewayv1.HTTPRoute, m source.Meta) source.Object { return trim.HTTPRoute(o, m) })},
+		{name: "grpcroutes", group: gatewayGV, key: source.KindGRPCRoute, optional: true, sample: &gatewayv1.GRPCRoute{},
+			trim: of(func(o *gatewayv1.GRPCRoute, m source.Meta) source.Object { return trim.GRPCRoute(o, m) })},
 		{name: "referencegrants", group: gatewayGV, key: source.KindReferenceGrant, optional: true, sample: &gatewayv1.ReferenceGrant{},
 			trim: of(func(o *gatewayv1.ReferenceGrant, m source.Meta) source.Object { return trim.ReferenceGrant(o, m) })},
 		{name: "serviceentries", group: networkGV, key: source.KindServiceEntry, optional: true, sample: &custom{}, trim: serviceEntry},
