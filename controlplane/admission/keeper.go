@@ -12,6 +12,7 @@ import (
 	"time"
 
 	registrationv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -37,6 +38,21 @@ const (
 	maxRetry   = 30 * time.Second
 )
 
+// rules are what the webhook judges when it is written.
+var rules = []registrationv1.RuleWithOperations{
+	written("security.istio.io", "*", "authorizationpolicies", "peerauthentications"),
+	written("networking.istio.io", "*", "serviceentries", "workloadentries"),
+	written("gateway.networking.k8s.io", "v1", "gateways", "httproutes", "grpcroutes"),
+}
+
+func written(group, version string, resources ...string) registrationv1.RuleWithOperations {
+	namespaced := registrationv1.NamespacedScope
+	return registrationv1.RuleWithOperations{
+		Operations: []registrationv1.OperationType{registrationv1.Create, registrationv1.Update},
+		Rule:       registrationv1.Rule{APIGroups: []string{group}, APIVersions: []string{version}, Resources: resources, Scope: &namespaced},
+	}
+}
+
 // KeeperConfig configures a Keeper.
 type KeeperConfig struct {
 	Configurations v1.ValidatingWebhookConfigurationInterface
@@ -46,9 +62,12 @@ type KeeperConfig struct {
 	Log            *slog.Logger
 }
 
-// Keeper keeps the webhook's configuration right: the roots that it is known by,
-// and what becomes of objects when it is not reached. That is Ignore until it was
-// seen to be reached, and again when it no longer is.
+// Keeper keeps the webhook's configuration right: what it is asked about, the roots
+// that it is known by, and what becomes of objects when it is not reached. That is
+// Ignore until it was seen to be reached, and again when it no longer is.
+//
+// These fields are nobody else's: were they in the chart as well, Helm's rollback would
+// have to be forced to overwrite them. A webhook without rules is asked nothing.
 //
 // Only one replica runs its Keeper.
 type Keeper struct {
@@ -152,12 +171,19 @@ type operation struct {
 }
 
 // corrections returns the JSON patch that gives every webhook of a configuration
-// these roots and this policy ("": as it is), or nil when they have them. It
-// applies to that version of the configuration only.
+// the rules, these roots and this policy ("": as it is, Ignore where it was asked
+// nothing yet), or nil when they have them. It applies to that version of the
+// configuration only.
 func corrections(have *registrationv1.ValidatingWebhookConfiguration, roots []byte, policy registrationv1.FailurePolicyType) []byte {
 	ops := []operation{{"test", "/metadata/resourceVersion", have.ResourceVersion}}
 	for i, w := range have.Webhooks {
-		at := fmt.Sprintf("/webhooks/%d", i)
+		at, policy := fmt.Sprintf("/webhooks/%d", i), policy
+		if !equality.Semantic.DeepEqual(w.Rules, rules) {
+			ops = append(ops, operation{"add", at + "/rules", rules})
+		}
+		if len(w.Rules) == 0 && policy == "" {
+			policy = registrationv1.Ignore
+		}
 		if !bytes.Equal(w.ClientConfig.CABundle, roots) {
 			ops = append(ops, operation{"add", at + "/clientConfig/caBundle", roots})
 		}

@@ -52,8 +52,8 @@ func TestKeeper(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i, w := range got.Webhooks {
-				if string(w.ClientConfig.CABundle) != bundle || w.FailurePolicy == nil || *w.FailurePolicy != policy {
-					t.Errorf("%s: webhook %d has %q and %v, want %q and %s", step, i, w.ClientConfig.CABundle, w.FailurePolicy, bundle, policy)
+				if string(w.ClientConfig.CABundle) != bundle || w.FailurePolicy == nil || *w.FailurePolicy != policy || len(w.Rules) != len(rules) {
+					t.Errorf("%s: webhook %d has %q, %v and %d rules, want %q and %s", step, i, w.ClientConfig.CABundle, w.FailurePolicy, len(w.Rules), bundle, policy)
 				}
 			}
 		}
@@ -65,7 +65,7 @@ func TestKeeper(t *testing.T) {
 
 		ignore := registrationv1.Ignore
 		got, _ := client.Get(ctx, Configuration, metav1.GetOptions{})
-		got.Webhooks[0].FailurePolicy, got.Webhooks[1].ClientConfig.CABundle = &ignore, nil
+		got.Webhooks[0].FailurePolicy, got.Webhooks[1].ClientConfig.CABundle, got.Webhooks[1].Rules = &ignore, nil, rules[:1]
 		got.ResourceVersion = "2"
 		if _, err := client.Update(ctx, got, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestCorrections(t *testing.T) {
 	t.Parallel()
 	fail := registrationv1.Fail
 	have := &registrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7"},
-		Webhooks: []registrationv1.ValidatingWebhook{{FailurePolicy: &fail, ClientConfig: registrationv1.WebhookClientConfig{CABundle: []byte("roots")}}}}
+		Webhooks: []registrationv1.ValidatingWebhook{{FailurePolicy: &fail, Rules: rules, ClientConfig: registrationv1.WebhookClientConfig{CABundle: []byte("roots")}}}}
 	if got := corrections(have, []byte("roots"), registrationv1.Fail); got != nil {
 		t.Errorf("wrote %s", got)
 	}
@@ -101,6 +101,11 @@ func TestCorrections(t *testing.T) {
 	const want = `[{"op":"test","path":"/metadata/resourceVersion","value":"7"},{"op":"add","path":"/webhooks/0/failurePolicy","value":"Ignore"}]`
 	if got := string(corrections(have, []byte("roots"), registrationv1.Ignore)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+
+	have.Webhooks[0].Rules = nil // as the chart makes it: the trial must not block anybody
+	if got := string(corrections(have, []byte("roots"), "")); !strings.Contains(got, `"/webhooks/0/rules"`) || !strings.Contains(got, `"/webhooks/0/failurePolicy","value":"Ignore"`) {
+		t.Errorf("what was asked nothing is given %s", got)
 	}
 }
 

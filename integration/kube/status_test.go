@@ -127,7 +127,8 @@ spec: {targetRefs: [{group: "", kind: Service, name: gone}]}
 	says(t, ns, "authorizationpolicy/targeted", `{.status.conditions[0].observedGeneration}`, "2")
 }
 
-// validator is the configuration of the webhook of a control plane that is no pod.
+// validator is the configuration of the webhook of a control plane that is no pod. As
+// the chart's it has no rules: the control plane adds them.
 var validator = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
@@ -135,13 +136,9 @@ metadata: {name: culvert-validator}
 webhooks:
 - name: validation.culvert-mesh.github.io
   clientConfig: {url: "https://` + controlIP + `:15017/validate"}
-  failurePolicy: Ignore
   sideEffects: None
   admissionReviewVersions: [v1]
   timeoutSeconds: 5
-  rules:
-  - {operations: [CREATE, UPDATE], apiGroups: [security.istio.io], apiVersions: ["*"], resources: [authorizationpolicies, peerauthentications], scope: Namespaced}
-  - {operations: [CREATE, UPDATE], apiGroups: [gateway.networking.k8s.io], apiVersions: ["*"], resources: [httproutes], scope: Namespaced}
 `
 
 // TestValidation: the API server asks our webhook as soon as it can, and refuses
