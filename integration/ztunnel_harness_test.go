@@ -33,7 +33,7 @@ import (
 const testProcess = "CULVERT_TEST_PROCESS"
 
 // patience bounds every wait in these tests; reaching it is a failure.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // field is one network with pods, and the ztunnels that serve them. Each ztunnel
 // is a process of its own in a namespace of its own, as on a node; it finds its

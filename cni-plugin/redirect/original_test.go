@@ -40,8 +40,8 @@ func TestOriginalUDP(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer client.Close()
-		proxy.SetDeadline(time.Now().Add(10 * time.Second))
-		client.SetDeadline(time.Now().Add(10 * time.Second))
+		proxy.SetDeadline(time.Now().Add(2 * time.Minute))
+		client.SetDeadline(time.Now().Add(2 * time.Minute))
 		buf := make([]byte, 100)
 		for _, server := range []netip.Addr{f.one, f.two, f.one} {
 			want := netip.AddrPortFrom(server, 53)

@@ -156,7 +156,7 @@ func ask(t *testing.T, ns *netns.NS, to netip.AddrPort, mark uint32) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := c.WriteToUDPAddrPort([]byte("?"), to); err != nil {
 		t.Fatal(err)
 	}

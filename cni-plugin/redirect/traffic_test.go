@@ -143,14 +143,14 @@ func echo(t *testing.T, ns *netns.NS, port uint16) {
 // call opens a connection and returns what the echo program says of the caller.
 func call(t *testing.T, ns *netns.NS, to netip.AddrPort) (*net.TCPConn, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c, err := ns.Dial(ctx, to, netns.DialOptions{})
 	if err != nil {
 		t.Fatalf("call %s: %v", to, err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
 	line := make([]byte, 0, 64)
 	for b := make([]byte, 1); len(line) == 0 || line[len(line)-1] != '\n'; line = append(line, b[0]) {
 		if _, err := io.ReadFull(c, b); err != nil {
@@ -365,7 +365,7 @@ func TestOpenConnectionsSurvive(t *testing.T) {
 
 func awaitNoneRedirected(t *testing.T, ns *netns.NS) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		n, err := Redirected(ns)
 		if err != nil {
@@ -434,7 +434,7 @@ func (s *stream) flow() {
 func (s *streams) check(t *testing.T, when string) {
 	t.Helper()
 	for _, st := range s.all {
-		st.conn.SetDeadline(time.Now().Add(20 * time.Second))
+		st.conn.SetDeadline(time.Now().Add(2 * time.Minute))
 		for want := st.rounds.Load() + 20; st.rounds.Load() < want; {
 			select {
 			case <-st.moved:

@@ -191,7 +191,7 @@ func start(t *testing.T, l Layers) <-chan *Snapshot {
 // await returns the first snapshot that holds cond.
 func await(t *testing.T, snaps <-chan *Snapshot, what string, cond func(*Snapshot) bool) *Snapshot {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(2 * time.Minute)
 	for {
 		select {
 		case s := <-snaps:

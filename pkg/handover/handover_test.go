@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // serve runs a store until the test ends, or until stop.
 func serve(t *testing.T, cfg StoreConfig) (s *Store, path string, stop func()) {

@@ -119,7 +119,7 @@ func startWith(t *testing.T, cfg xds.Config, prepare func(*xds.Client)) (*xds.Cl
 			t.Errorf("Run: %v", err)
 		}
 	})
-	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	wait, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(stop)
 	return c, wait
 }

@@ -84,7 +84,7 @@ func (a *rawAgent) accept() *net.UnixConn {
 
 func (a *rawAgent) ack(c *net.UnixConn) string {
 	a.t.Helper()
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	buf := make([]byte, 2000)
 	n, err := c.Read(buf)
 	if err != nil {

@@ -78,7 +78,7 @@ func (r *recorder) want(t *testing.T, events ...string) {
 			if got != want {
 				t.Fatalf("event %q, want %q", got, want)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("waited in vain for %q", want)
 		}
 	}
@@ -153,7 +153,7 @@ func background(t *testing.T, run func(context.Context) error) (stop func()) {
 
 func await(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !cond() {

@@ -127,7 +127,7 @@ func TestLife(t *testing.T) {
 	resp.Body.Close()
 	// A request is counted after its last byte, which may be after the client has it.
 	var metrics string
-	for end := time.Now().Add(20 * time.Second); !strings.Contains(metrics, `istio_requests_total{`) && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Minute); !strings.Contains(metrics, `istio_requests_total{`) && time.Now().Before(end); {
 		metrics = awaitStatus(t, fmt.Sprintf("http://127.0.0.1:%d/stats/prometheus", cfg.Ports.Metrics), 200)
 	}
 	for _, want := range []string{`istio_requests_total{`, `reporter="waypoint"`, `response_code="200"`, `destination_service_name="cart"`,
@@ -165,7 +165,7 @@ func TestLife(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("does not end")
 	}
 	logged()
@@ -182,7 +182,7 @@ func TestLife(t *testing.T) {
 // awaitStatus asks until the answer has the status.
 func awaitStatus(t *testing.T, url string, status int) string {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		resp, err := stdhttp.Get(url)
 		if err == nil {

@@ -420,7 +420,7 @@ func TestClientLeaves(t *testing.T) {
 	}
 	select {
 	case <-left:
-	case <-time.After(10 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the endpoint works on for a client that left")
 	}
 	if l := w.log.last(t, 1); l.Flags != "DC" {
@@ -495,7 +495,7 @@ func TestDrain(t *testing.T) {
 	if body := readAll(t, r.resp, r.err); body != "done" || !r.resp.Close {
 		t.Errorf("%q, close %v", body, r.resp.Close)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := w.proxy.Idle(ctx); err != nil {
 		t.Error(err)
@@ -548,7 +548,7 @@ func TestDrainEndsIdleConnections(t *testing.T) {
 		c.Close()
 		ended <- err
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := w.proxy.Idle(ctx); err != nil {
 		t.Error(err)

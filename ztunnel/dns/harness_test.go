@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 10 * time.Second
+const patience = 2 * time.Minute
 
 // upstream is a name server of the test's on loopback, UDP and TCP on one port.
 type upstream struct {

@@ -55,7 +55,7 @@ func askDNS(t *testing.T, ns *netns.NS, at netip.AddrPort, tcp bool) int {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
 	msg := []byte{0, 0, 7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 1} // ". TXT", behind its length
 	msg[1] = byte(len(msg) - 2)
 	if !tcp {

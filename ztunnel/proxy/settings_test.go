@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
+	"github.com/culvert-mesh/culvert/pkg/run/runtest"
 	"github.com/culvert-mesh/culvert/pkg/workloads"
 )
 
@@ -104,7 +104,7 @@ func TestPolicyLog(t *testing.T) {
 		}}})
 		node := newNode(t, store, certs.Fixed{db.ID: db})
 		node.Settings.LogPolicy = asked
-		var log bytes.Buffer
+		var log runtest.Buffer // handlers may outlive the proxy
 		node.Log = slog.New(slog.NewTextHandler(&log, nil))
 		dup, err := pod.Dup()
 		if err != nil {

@@ -101,7 +101,7 @@ func addPod(t *testing.T, f *Fabric, node int, uid string, addrs Pair) *netns.NS
 // the listener saw.
 func dialed(t *testing.T, from, to *netns.NS, dst netip.Addr) netip.Addr {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	l, err := to.Listen(ctx, netip.AddrPortFrom(dst, 7000), netns.ListenOptions{})
 	if err != nil {

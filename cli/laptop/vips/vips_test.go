@@ -134,7 +134,7 @@ func answerAll(l net.Listener, answer string) {
 }
 
 func ask(t *testing.T, from *netns.NS, to netip.AddrPort) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c, err := from.Dial(ctx, to, netns.DialOptions{})
 	if err != nil {

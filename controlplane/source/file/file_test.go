@@ -47,7 +47,7 @@ func TestObjectByObject(t *testing.T) {
 		select {
 		case u := <-updates:
 			return u
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("no update")
 		}
 		return source.Update{}

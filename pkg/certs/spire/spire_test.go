@@ -13,7 +13,7 @@ import (
 )
 
 // patience bounds every wait; reaching it is a failure.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // follow runs an Issuer for an agent, and gives what it delivers.
 func follow(t *testing.T, cfg Config) (*Issuer, <-chan *certs.SVID) {

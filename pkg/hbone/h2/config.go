@@ -83,6 +83,8 @@ type ServerConfig struct {
 	// Abused tells that a peer did too much of something and lost its connection or
 	// did not get one. May be nil; must not block.
 	Abused func(remote netip.AddrPort, what Abuse)
+
+	clock func() time.Time // that what peers do too often is measured with; nil is time.Now
 }
 
 // ConnInfo describes one connection of a pool, for people.

@@ -60,6 +60,7 @@ type conn struct {
 	rtt    atomic.Int64  // smoothed round trip, ns; 0 while unknown
 	rttMin atomic.Int64  // the shortest that rtt has been
 
+	clock func() time.Time // of what is metered: see limits.go
 	serverSide
 	readState // owned by the reader
 
@@ -122,6 +123,7 @@ func newConn(t transport, client bool, set Settings, budget *hbone.Budget, log *
 		streams: make(map[uint32]*stream),
 		nextID:  1,
 		opened:  time.Now(),
+		clock:   time.Now,
 	}
 	c.idle = c.opened
 	c.window = newRecvWindow(set.ConnWindow, set.MaxConnWindow)

@@ -154,7 +154,7 @@ func (p *rawPeer) listen() {
 // wants waits for a message, skipping others.
 func (p *rawPeer) wants(want string) {
 	p.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(2 * time.Minute)
 	var got []string
 	for {
 		select {

@@ -61,8 +61,7 @@ type allowance struct {
 }
 
 // take uses up n of the allowance; false when there is not so much left.
-func (a *allowance) take(r rate, n float64) bool {
-	now := time.Now()
+func (a *allowance) take(now time.Time, r rate, n float64) bool {
 	if !a.at.IsZero() {
 		a.used = max(0, a.used-now.Sub(a.at).Seconds()*r.perSecond)
 	}
@@ -100,14 +99,14 @@ func (c *conn) meter(f http2.Frame) error {
 }
 
 func (c *conn) meterControl(n float64) error {
-	if c.meters.control.take(controlRate, n) {
+	if c.meters.control.take(c.clock(), controlRate, n) {
 		return nil
 	}
 	return calmErrorf(AbuseControl, "too many control frames")
 }
 
 func (c *conn) meterCredit() error {
-	if c.meters.credit.take(creditRate, 1) {
+	if c.meters.credit.take(c.clock(), creditRate, 1) {
 		return nil
 	}
 	return calmErrorf(AbuseCredit, "too many frames that give almost nothing")
@@ -117,7 +116,7 @@ func (c *conn) meterCredit() error {
 func (c *conn) abused(what Abuse, weight float64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.offences.take(offenceRate, weight) {
+	if c.offences.take(c.clock(), offenceRate, weight) {
 		return nil
 	}
 	return calmErrorf(what, "too many %s", what)

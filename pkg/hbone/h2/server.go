@@ -128,6 +128,9 @@ func (s *Server) ServeConn(c net.Conn) error {
 	hc := newConn(tc, false, s.settings(share), share, s.cfg.Log)
 	hc.socket = socket(c)
 	hc.serverSide = s.newSide(tc)
+	if s.cfg.clock != nil {
+		hc.clock = s.cfg.clock
+	}
 	hc.peer = hc.incoming.PeerCerts
 	hc.greet(s.cfg.MaxStreams)
 	if !s.add(hc, c) {
