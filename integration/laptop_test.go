@@ -40,8 +40,15 @@ func TestScripts(t *testing.T) {
 // laptopHost is this machine.
 type laptopHost struct{}
 
-func (laptopHost) Name() string   { return "laptop" }
-func (laptopHost) Parallel() bool { return true }
+func (laptopHost) Name() string { return "laptop" }
+func (laptopHost) Shared() bool { return false }
+
+// Ztunnels writes a program that runs ours with more in its environment.
+func (laptopHost) Ztunnels(ts *testscript.TestScript, environ []string) error {
+	path := ts.MkAbs("ztunnel-with")
+	ts.Setenv("ZTUNNEL", path)
+	return os.WriteFile(path, []byte("#!/bin/sh\n"+strings.Join(environ, " ")+" exec "+bin+"/ztunnel\n"), 0o755)
+}
 
 // Setup gives a script a mesh name, and the programs under test in its PATH.
 func (laptopHost) Setup(e *testscript.Env) error {

@@ -10,10 +10,15 @@
 //	kill9 WHAT            kills the process of a component or of NAMESPACE/POD
 //	keepdead COMPONENT    kills it as often as it comes back
 //	letlive COMPONENT     does so no more
+//	ztunnels NAME=VALUE…  ztunnels have these environment variables; before culvert up
+//	                      --ztunnel node-1=$ZTUNNEL, and so on for each node
 //	file PATH             waits until a file exists
 //
 // The host's name is a condition: a line that begins with [laptop] is run there only,
 // and a comment beside it says why.
+//
+// Scripts run beside each other. On a host where they share a mesh, those that kill or
+// replace what all of them go through run by themselves.
 package script
 
 import (
@@ -32,12 +37,12 @@ import (
 )
 
 // Host is where the meshes of scripts are. Its methods are called by many scripts at
-// once if Parallel says so.
+// once.
 type Host interface {
 	// Name is what scripts call it.
 	Name() string
-	// Parallel reports whether scripts can run beside each other.
-	Parallel() bool
+	// Shared reports whether scripts share one mesh.
+	Shared() bool
 	// Setup gives a script a mesh of its own, which is taken down at the script's end,
 	// and a program "culvert" in its PATH.
 	Setup(*testscript.Env) error
@@ -46,15 +51,22 @@ type Host interface {
 	Kill(ts *testscript.TestScript, what string) error
 	// KeepDead kills a component that comes back, until stop is called.
 	KeepDead(ts *testscript.TestScript, what string) (stop func(), err error)
+	// Ztunnels makes a ztunnel with these environment variables what the script's
+	// $ZTUNNEL means.
+	Ztunnels(ts *testscript.TestScript, environ []string) error
 }
 
 // Patience is how long a script waits for what must come.
-const Patience = 30 * time.Second
+const Patience = time.Minute
 
 // Run runs the scripts of a folder on a host. environ is that of the test.
 func Run(t *testing.T, dir string, h Host, environ []string) {
+	alone, together, err := inGroups(dir, h.Shared())
+	if err != nil {
+		t.Fatal(err)
+	}
 	p := testscript.Params{
-		Dir: dir, Setup: h.Setup, Cmds: commands(h, environ),
+		Setup: h.Setup, Cmds: commands(h, environ),
 		Condition: func(name string) (bool, error) {
 			switch name {
 			case "laptop", "kube":
@@ -63,11 +75,39 @@ func Run(t *testing.T, dir string, h Host, environ []string) {
 			return false, fmt.Errorf("there is no host %q", name)
 		},
 	}
-	if h.Parallel() {
-		testscript.Run(t, p)
-		return
+	if p.Files = alone; len(alone) > 0 {
+		testscript.RunT(inOrder{t}, p)
 	}
-	testscript.RunT(inOrder{t}, p)
+	if p.Files = together; len(together) > 0 {
+		testscript.Run(t, p)
+	}
+}
+
+// disturbing are the commands that other scripts of the same mesh would notice.
+var disturbing = regexp.MustCompile(`(?m)^(kill9|keepdead) (ztunnel|agent|controlplane)|^ztunnels |^exec culvert restart (ztunnel|agent|controlplane)`)
+
+// inGroups returns a folder's scripts: those that run by themselves, if the mesh is
+// shared, and the others.
+func inGroups(dir string, shared bool) (alone, together []string, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("no scripts in %s", dir)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return nil, nil, err
+		}
+		if shared && disturbing.Match(text) {
+			alone = append(alone, f)
+		} else {
+			together = append(together, f)
+		}
+	}
+	return alone, together, nil
 }
 
 // inOrder is a test whose scripts do not run beside each other.
@@ -101,6 +141,12 @@ func commands(h Host, environ []string) map[string]func(*testscript.TestScript, 
 			kept.Store(ts.Getenv("WORK")+"/"+args[0], stop)
 			ts.Defer(stop)
 		},
+		"ztunnels": func(ts *testscript.TestScript, neg bool, args []string) {
+			if neg || len(args) == 0 {
+				ts.Fatalf("usage: ztunnels NAME=VALUE...")
+			}
+			ts.Check(h.Ztunnels(ts, args))
+		},
 		"letlive": func(ts *testscript.TestScript, neg bool, args []string) {
 			if neg || len(args) != 1 {
 				ts.Fatalf("usage: letlive COMPONENT")
@@ -123,7 +169,9 @@ func until(ts *testscript.TestScript, environ []string, neg bool, args []string)
 	ts.Check(err)
 	path := lookPath(ts.Getenv("PATH"), args[1])
 	var out []byte
-	for end := time.Now().Add(Patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	var took time.Duration
+	for end := time.Now().Add(Patience); time.Now().Before(end); time.Sleep(max(50*time.Millisecond, took)) {
+		began := time.Now()
 		cmd := exec.Command(path, args[2:]...)
 		cmd.Dir = ts.Getenv("WORK")
 		cmd.Env = slices.Clone(environ)
@@ -131,6 +179,7 @@ func until(ts *testscript.TestScript, environ []string, neg bool, args []string)
 			cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 		}
 		out, err = cmd.CombinedOutput()
+		took = time.Since(began) // half of the time is for others
 		if (err == nil && re.Match(out)) != neg {
 			return
 		}
