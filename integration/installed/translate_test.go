@@ -6,10 +6,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -17,37 +15,42 @@ import (
 
 // object is a document, as it is applied.
 type object struct {
-	kind, namespace, name, yaml string
+	kind, namespace, name, json string
 }
 
 // key is what kubectl calls it: NAMESPACE:KIND/NAME.
 func (o object) key() string { return o.namespace + ":" + o.kind + "/" + o.name }
 
-// number is the cluster's, which its addresses depend on.
-func number() int {
-	n, _ := strconv.Atoi(os.Getenv("CULVERT_KUBE_NUMBER"))
-	return n
+var separator = regexp.MustCompile(`(?m)^---\s*$`)
+
+// spacesOf are the namespaces that documents are in or make, the first one first.
+// What cannot be read has none.
+func spacesOf(text string) (list []string) {
+	for _, doc := range separator.Split(text, -1) {
+		var o struct {
+			Kind     string
+			Metadata struct{ Name, Namespace string }
+		}
+		if yaml.Unmarshal([]byte(doc), &o) != nil {
+			continue
+		}
+		name := o.Metadata.Namespace
+		if o.Kind == "Namespace" {
+			name = o.Metadata.Name
+		}
+		if name != "" && !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
-func servicePrefix() string { return fmt.Sprintf("10.%d", 98+number()) }
-func podPrefix() string     { return fmt.Sprintf("10.%d", 246+number()) }
-
-// laptopNode is what scripts call a node of the cluster.
-func laptopNode(node string) string { return strings.Replace(node, "node", "node-", 1) }
-
-var (
-	separator = regexp.MustCompile(`(?m)^---\s*$`)
-	nodeNames = regexp.MustCompile(`\bnode-(\d)\b`)
-)
-
 // translate turns what a laptop is given into what a cluster wants to be told as well:
-// its own names of nodes and ranges of addresses, the accounts and namespaces that
-// pods need, and that the image is there already. Nothing in it is about the mesh.
-func translate(text string) ([]object, error) {
-	text = nodeNames.ReplaceAllString(text, "node$1")
-	text = strings.ReplaceAll(text, "10.96.", servicePrefix()+".")
-	var list []object
-	accounts, spaces, have := map[string]bool{}, map[string]bool{}, map[string]bool{}
+// its own names of nodes, namespaces and ranges of addresses, the accounts and
+// namespaces that pods need, and that the image is there already. Nothing in it is
+// about the mesh.
+func translate(text string, n names) (list []object, err error) {
+	accounts := map[string]bool{}
 	for _, doc := range separator.Split(text, -1) {
 		var m map[string]any
 		if err := yaml.Unmarshal([]byte(doc), &m); err != nil {
@@ -56,13 +59,15 @@ func translate(text string) ([]object, error) {
 		if m == nil {
 			continue
 		}
+		m = n.renamed("", m).(map[string]any)
 		meta, _ := m["metadata"].(map[string]any)
 		o := object{kind: fmt.Sprint(m["kind"]), name: fmt.Sprint(meta["name"])}
+		if o.kind == "Namespace" {
+			meta["name"] = n.space(o.name)
+			o.name = n.space(o.name)
+		}
 		ns, _ := meta["namespace"].(string)
 		o.namespace = cmp.Or(ns, "default")
-		if o.namespace != "default" {
-			spaces[o.namespace] = true
-		}
 		if account := adapt(m); account != "" {
 			accounts[o.namespace+" "+account] = true
 		}
@@ -70,28 +75,50 @@ func translate(text string) ([]object, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.yaml = string(raw) + "\n"
-		have[o.key()] = true
+		o.json = string(raw) + "\n"
 		list = append(list, o)
-	}
-	add := func(o object, text string) {
-		if !have[o.key()] {
-			o.yaml = text
-			list = append(list, o)
-		}
 	}
 	for account := range accounts {
 		ns, name, _ := strings.Cut(account, " ")
-		add(object{kind: "ServiceAccount", namespace: ns, name: name}, fmt.Sprintf("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: %s, namespace: %s}\n", name, ns))
+		list = append(list, object{kind: "ServiceAccount", namespace: ns, name: name,
+			json: fmt.Sprintf(`{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":%q,"namespace":%q}}`+"\n", name, ns)})
 	}
-	for ns := range spaces {
-		add(object{kind: "Namespace", namespace: "default", name: ns}, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", ns))
+	return list, nil
+}
+
+// renamed is a value with the cluster's names in the place of the script's.
+func (n names) renamed(key string, v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, x := range v {
+			v[k] = n.renamed(k, x)
+		}
+	case []any:
+		for i, x := range v {
+			v[i] = n.renamed(key, x)
+		}
+	case string:
+		if key == "namespace" || key == "namespaces" || key == "notNamespaces" {
+			return n.space(v)
+		}
+		return n.there(v)
 	}
-	order := []string{"Pod", "ServiceAccount", "Namespace"} // the last first
+	return v
+}
+
+// inOrder returns objects in the order in which a cluster takes them, each once.
+func inOrder(list []object) []object {
+	have := map[string]bool{}
+	list = slices.DeleteFunc(list, func(o object) bool {
+		twice := have[o.key()]
+		have[o.key()] = true
+		return twice
+	})
+	order := []string{"Pod", "Deployment", "ServiceAccount", "Namespace"} // the last first
 	slices.SortStableFunc(list, func(a, b object) int {
 		return slices.Index(order, b.kind) - slices.Index(order, a.kind)
 	})
-	return list, nil
+	return list
 }
 
 // adapt changes what a cluster would refuse or look for elsewhere, and returns the

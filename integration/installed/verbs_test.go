@@ -3,90 +3,83 @@
 package installed
 
 import (
-	"cmp"
+	"bufio"
+	"bytes"
 	"encoding/json"
-	"flag"
+	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
-
-	"github.com/culvert-mesh/culvert/cli/laptop/access"
 )
 
-// asCulvert answers what a script asks `culvert` for, from the cluster, in the words
-// that the verbs have on a laptop. It returns the exit status.
+// asCulvert answers what a script asks `culvert` for. What reads a mesh is asked of the
+// program itself, which reads clusters too; what changes one is for kubectl here. It
+// returns the exit status.
 func asCulvert(args []string) int {
 	if len(args) == 0 {
 		args = []string{""}
 	}
 	s := session(filepath.Join(os.Getenv("WORK"), sessionDir))
-	verb, ok := map[string]func(session, []string) error{
-		"up": verbUp, "down": verbDown, "ps": verbPs, "status": verbStatus, "log": verbLog, "certs": verbCerts, "restart": verbRestart,
-	}[args[0]]
-	var err error
-	switch {
-	case args[0] == "exec":
-		var code int
-		if code, err = verbExec(s, args[1:]); err == nil {
-			return code
-		}
-	case !ok:
-		err = fmt.Errorf("%q is not for a cluster: the script says [laptop]", args[0])
-	case args[0] != "up" && s.read("folder") == "":
-		err = fmt.Errorf("mesh %q is not running", os.Getenv("CULVERT_NAME"))
-	default:
-		err = verb(s, args[1:])
+	if args[0] != "up" && s.read("folder") == "" {
+		return said(fmt.Errorf("mesh %q is not running", os.Getenv("CULVERT_NAME")))
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "culvert:", err)
-		return 1
+	switch args[0] {
+	case "up":
+		return said(verbUp(s, args[1:]))
+	case "restart":
+		return said(verbRestart(s, args[1:]))
+	case "exec":
+		return verbExec(s, args[1:])
+	case "ps", "status", "certs", "log", "why":
+		return verbRead(s, args[0], args[1:])
 	}
-	return 0
+	return said(fmt.Errorf("%q is not for a cluster: the script says [laptop]", args[0]))
 }
 
-// verbUp applies a folder and waits until all pods of it are ready.
+// said tells of an error, and returns the exit status.
+func said(err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "culvert:", err)
+	return 1
+}
+
+// verbUp applies a folder and waits until all of it is ready and in the mesh, or out
+// of it. Which program a node's ztunnel is cannot be chosen: all are the image's.
 func verbUp(s session, args []string) error {
 	folder := args[len(args)-1]
 	if !filepath.IsAbs(folder) {
 		folder = filepath.Join(os.Getenv("WORK"), folder)
 	}
-	text, err := readFolder(folder)
-	if err != nil {
+	if err := s.note(); err != nil {
 		return err
 	}
-	if err := s.write("since", time.Now().UTC().Format(time.RFC3339Nano)); err != nil {
-		return err
-	}
-	m, err := observe(s)
-	if err != nil {
-		return err
-	}
-	before, err := json.Marshal(m.restarts())
-	if err != nil {
-		return err
-	}
-	if err := s.write("restarts", string(before)); err != nil {
-		return err
-	}
-	if err := s.apply(text); err != nil {
+	if err := s.apply(folder); err != nil {
 		return err
 	}
 	if err := s.write("folder", folder); err != nil {
 		return err
 	}
 	for end := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
-		if m, err = observe(s); err != nil {
+		m, err := observe(s)
+		if err != nil {
 			return err
 		}
 		waits := m.notReady()
+		if len(waits) == 0 {
+			if waits, err = s.joining(); err != nil {
+				return err
+			}
+		}
 		if len(waits) == 0 {
 			fmt.Println("the mesh is ready")
 			return nil
@@ -97,158 +90,214 @@ func verbUp(s session, args []string) error {
 	}
 }
 
-func verbDown(s session, _ []string) error { return s.takeDown() }
-
-func verbPs(s session, args []string) error {
-	m, err := observe(s)
-	if err != nil {
-		return err
+// state is what `culvert ps` says of the cluster, as far as it is of interest here.
+type state struct {
+	Components []struct {
+		Name, State string
+		Restarts    int
 	}
-	if slices.Contains(args, "json") {
-		enc := json.NewEncoder(os.Stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(m.asJSON())
-	}
-	m.print(os.Stdout)
-	return nil
+	Pods []struct{ Namespace, Name, Mesh string }
 }
 
-// verbStatus: was everything applied, and does the mesh say of all of it that it holds?
-func verbStatus(s session, _ []string) error {
-	m, err := observe(s)
+func (s session) state() (st state, err error) {
+	args, err := s.toCluster("ps", []string{"-o", "json"})
+	if err != nil {
+		return st, err
+	}
+	out, err := exec.Command(realCulvert(), args...).Output()
+	if err != nil {
+		return st, fmt.Errorf("culvert %s: %w", strings.Join(args, " "), err)
+	}
+	return st, json.Unmarshal(out, &st)
+}
+
+// joining are the script's pods of which it is not settled whether they are in the mesh.
+func (s session) joining() (list []string, err error) {
+	st, err := s.state()
+	for _, p := range st.Pods {
+		if p.Mesh == "joining" || p.Mesh == "leaving" {
+			list = append(list, "pod "+p.Namespace+"/"+p.Name+" is "+p.Mesh)
+		}
+	}
+	return list, err
+}
+
+// note keeps how often components had restarted before, from which scripts count. less
+// are the names of those whose counts go on although their pods are replaced.
+func (s session) note(less ...string) error {
+	st, err := s.state()
 	if err != nil {
 		return err
 	}
-	problems := append(m.conditions(), m.notReady()...)
-	if trouble := s.read("trouble"); trouble != "" {
-		problems = append(problems, trouble)
+	n, before := s.names(), s.restarts()
+	now := map[string]int{}
+	for _, c := range st.Components {
+		if c.State != "stopped" { // the pod is there, but on its way out
+			now[n.here(c.Name)] += c.Restarts
+		}
 	}
-	if len(problems) > 0 {
-		fmt.Println(strings.Join(problems, "\n"))
-		return fmt.Errorf("not healthy")
+	for name, count := range now {
+		switch {
+		case len(less) == 0:
+			before[name] = count
+		case slices.ContainsFunc(less, func(l string) bool { return strings.HasPrefix(name, l) }):
+			before[name] -= count // a new pod's own count starts at 0
+		}
 	}
-	fmt.Println("configuration: accepted\nhealthy")
-	return nil
+	raw, err := json.Marshal(before)
+	if err != nil {
+		return err
+	}
+	return s.write("restarts", string(raw))
+}
+
+func (s session) restarts() map[string]int {
+	before := map[string]int{}
+	if raw := s.read("restarts"); raw != "" {
+		_ = json.Unmarshal([]byte(raw), &before)
+	}
+	return before
+}
+
+func realCulvert() string { return os.Getenv("CULVERT_REAL") }
+
+// verbRead asks the program under test, about the script's part of the cluster and in
+// its words.
+func verbRead(s session, verb string, args []string) int {
+	if trouble := s.read("trouble"); verb == "status" && trouble != "" {
+		fmt.Printf("%s\nnot healthy\n", s.names().here(trouble))
+		return 1
+	}
+	args, err := s.toCluster(verb, args)
+	if err != nil {
+		return said(err)
+	}
+	cmd := exec.Command(realCulvert(), args...)
+	return attached(cmd, s.names(), s.counted)
+}
+
+// podAfter are the flags and the verb whose next argument is a pod.
+var podAfter = []string{"--failed", "--level", "--from", "why"}
+
+// toCluster returns the arguments of a reading verb as they are there.
+func (s session) toCluster(verb string, args []string) ([]string, error) {
+	n := s.names()
+	out := []string{verb, "--kubeconfig", os.Getenv("KUBECONFIG")}
+	switch {
+	case verb == "ps" || verb == "status":
+		for _, space := range n.spaces {
+			out = append(out, "--namespace", n.space(space))
+		}
+	case verb == "log" && len(n.spaces) > 0:
+		out = append(out, "--namespace", n.space(n.spaces[0]))
+	}
+	before := verb
+	for _, a := range args {
+		if slices.Contains(podAfter, before) && !strings.HasPrefix(a, "-") {
+			m, err := observe(s)
+			if err != nil {
+				return nil, err
+			}
+			switch p := m.find(a); {
+			case p == nil:
+			case m.component(p) == "controlplane":
+				a = p.Metadata.Name
+			case m.component(p) == "":
+				a = p.Metadata.Namespace + "/" + p.Metadata.Name
+			}
+		}
+		before = a
+		out = append(out, n.there(a))
+	}
+	return out, nil
+}
+
+// component is the beginning of a line about one, up to how often it restarted.
+var component = regexp.MustCompile(`^((ztunnel-\S+|agent-\S+|controlplane) +[a-z]+ +\d+ +)(\d+)`)
+
+// counted is a line in which restarts are those since `up`.
+func (s session) counted(line string) string {
+	found := component.FindStringSubmatch(line)
+	if found == nil {
+		return line
+	}
+	all, _ := strconv.Atoi(found[3])
+	return found[1] + strconv.Itoa(all-s.restarts()[found[2]]) + line[len(found[0]):]
+}
+
+// attached runs a command with our own input and outputs, whose lines are turned into
+// the script's words, and returns its status.
+func attached(cmd *exec.Cmd, n names, also func(string) string) int {
+	cmd.Stdin = os.Stdin
+	var all sync.WaitGroup
+	for _, to := range []struct {
+		pipe func() (io.ReadCloser, error)
+		out  *os.File
+	}{{cmd.StdoutPipe, os.Stdout}, {cmd.StderrPipe, os.Stderr}} {
+		from, err := to.pipe()
+		if err != nil {
+			return said(err)
+		}
+		all.Go(func() {
+			for r := bufio.NewReader(from); ; {
+				line, err := r.ReadString('\n')
+				fmt.Fprint(to.out, also(n.here(line)))
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	if err := cmd.Start(); err != nil {
+		return said(err)
+	}
+	all.Wait()
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return max(exit.ExitCode(), 1)
+	}
+	return said(err)
 }
 
 // verbExec runs a command in a pod. What it touches there appears here as well.
-func verbExec(s session, args []string) (int, error) {
-	dash := slices.Index(args, "--")
-	if dash != 1 {
-		return 0, fmt.Errorf("exec wants one pod, then --, then a command")
+func verbExec(s session, args []string) int {
+	if slices.Index(args, "--") != 1 {
+		return said(errors.New("exec wants one pod, then --, then a command"))
 	}
 	m, err := observe(s)
 	if err != nil {
-		return 0, err
+		return said(err)
 	}
 	p := m.find(args[0])
-	if p == nil {
-		return 0, fmt.Errorf("there is no pod %q", args[0])
+	if p == nil || m.component(p) != "" {
+		return said(fmt.Errorf("there is no pod %q", args[0]))
 	}
 	command := slices.Clone(args[2:])
-	if i := slices.Index(command, "--touch"); i >= 0 && i+1 < len(command) {
-		file := command[i+1]
-		command[i+1] = fmt.Sprintf("/touched-%d-%s", os.Getpid(), filepath.Base(file))
-		go touched(p.Spec.NodeName, command[i+1], file)
+	for i, word := range command {
+		if i > 0 && command[i-1] == "--touch" {
+			command[i] = fmt.Sprintf("/touched-%d-%s", os.Getpid(), filepath.Base(word))
+			go touched(p.Spec.NodeName, command[i], word)
+			continue
+		}
+		command[i] = m.there(word)
 	}
-	return kubectlAttached(append([]string{"exec", "-i", "-n", p.Metadata.Namespace, p.Metadata.Name, "--"}, command...)...), nil
+	in := []string{"kubectl", "exec", "-i", "-n", p.Metadata.Namespace, p.Metadata.Name, "--"}
+	return attached(exec.Command(kubeProgram(), append(in, command...)...), m.names, strings.Clone)
 }
 
 // touched waits until a file is in the root folder of one of a node's containers, and
 // makes one of ours then.
 func touched(node, there, here string) {
-	look := `until ls /proc/[0-9]*/root` + there + ` >/dev/null 2>&1; do sleep 0.05; done`
-	if exec.Command(kubeProgram(), "exec", node, "sh", "-c", look).Run() == nil {
-		_ = os.WriteFile(here, nil, 0o644)
-	}
-}
-
-// verbLog prints the access lines of all proxies since `up`.
-func verbLog(s session, args []string) error {
-	fl := flag.NewFlagSet("log", flag.ContinueOnError)
-	failures := fl.Bool("errors", false, "")
-	direction, pod := fl.String("direction", "", ""), fl.String("pod", "", "")
-	if err := fl.Parse(args); err != nil {
-		return err
-	}
-	m, err := observe(s)
-	if err != nil {
-		return err
-	}
-	var all []access.Record
-	for _, p := range m.proxies() {
-		r := kubectlWith("", "logs", "-n", p.Metadata.Namespace, p.Metadata.Name, "--since-time="+s.read("since"))
-		for line := range strings.Lines(r.stdout) {
-			rec, ok := access.Parse(p.component(), []byte(line))
-			if ok && (!*failures || rec.Error != "" || rec.Status >= 400) && (*direction == "" || rec.Direction == *direction) &&
-				strings.Contains(rec.SrcNamespace+"/"+rec.SrcWorkload+" "+rec.DstNamespace+"/"+rec.DstWorkload, *pod) {
-				all = append(all, rec)
-			}
+	for {
+		look := exec.Command(kubeProgram(), "exec", node, "sh", "-c", "ls /proc/[0-9]*/root"+there+" 2>/dev/null || true")
+		found, err := look.Output()
+		if err == nil && len(bytes.TrimSpace(found)) > 0 {
+			_ = os.WriteFile(here, nil, 0o644)
+			return
 		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	slices.SortStableFunc(all, func(a, b access.Record) int { return a.Time.Compare(b.Time) })
-	for _, r := range all[max(0, len(all)-50):] {
-		fmt.Println(r)
-	}
-	return nil
-}
-
-// verbCerts prints what the ztunnels hold, as their admin interface says.
-func verbCerts(s session, _ []string) error {
-	m, err := observe(s)
-	if err != nil {
-		return err
-	}
-	for _, p := range m.proxies() {
-		if !strings.HasPrefix(p.component(), "ztunnel-") {
-			continue
-		}
-		var dump struct {
-			Certificates []struct {
-				Identity, State string
-			} `json:"certificates"`
-		}
-		if err := m.admin(p, "/config_dump", &dump); err != nil {
-			return err
-		}
-		for _, c := range dump.Certificates {
-			fmt.Println(p.component(), cmp.Or(c.Identity, "?"), c.State)
-		}
-	}
-	return nil
-}
-
-// forwarded is what kubectl prints once a port can be used.
-var forwarded = regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
-
-// admin asks a ztunnel's admin interface, which listens for its own pod alone.
-func (m *mesh) admin(p *podObject, path string, into any) error {
-	cmd := exec.Command(kubeProgram(), "kubectl", "port-forward", "-n", p.Metadata.Namespace, p.Metadata.Name, ":15000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // kubectl is a child of it
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() }()
-	line := make([]byte, 4096)
-	n, err := out.Read(line)
-	port := forwarded.FindSubmatch(line[:n])
-	if err != nil || port == nil {
-		return fmt.Errorf("port-forward to %s: %q %v", p.Metadata.Name, line[:n], err)
-	}
-	answer, err := (&http.Client{Timeout: limit}).Get("http://127.0.0.1:" + string(port[1]) + path)
-	if err != nil {
-		return err
-	}
-	defer answer.Body.Close()
-	raw, err := io.ReadAll(answer.Body)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(raw, into)
 }
 
 // verbRestart replaces pods as an upgrade does. A DaemonSet is replaced on all of its
@@ -263,7 +312,7 @@ func verbRestart(s session, args []string) error {
 		}
 		ns, name, _ := strings.Cut(target, "/")
 		for _, step := range [][]string{{"rollout", "restart"}, {"rollout", "status", "--timeout=60s"}} {
-			if err := kubectlWith("", append(step, "deployment/"+name, "-n", ns)...).err; err != nil {
+			if err := kubectlWith("", append(step, "deployment/"+name, "-n", s.names().space(ns))...).err; err != nil {
 				return err
 			}
 		}
@@ -273,6 +322,9 @@ func verbRestart(s session, args []string) error {
 }
 
 func replaceZtunnels(s session) error {
+	if err := s.note("ztunnel-"); err != nil {
+		return err
+	}
 	before, err := observe(s)
 	if err != nil {
 		return err
@@ -280,22 +332,30 @@ func replaceZtunnels(s session) error {
 	if err := kubectlWith("", "rollout", "restart", "daemonset/ztunnel", "-n", meshNamespace).err; err != nil {
 		return err
 	}
+	was := map[string]bool{}
+	for _, p := range before.pods {
+		was[p.Metadata.Name] = true
+	}
 	for end := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
 		now, err := observe(s)
 		if err != nil {
 			return err
 		}
-		fresh := map[string]bool{}
+		fresh, old := map[string]bool{}, 0
 		for _, p := range now.pods {
-			if old := before.find(p.Metadata.Namespace + "/" + p.Metadata.Name); p.app() == "ztunnel" && old == nil && p.ready() {
+			switch {
+			case p.app() != "ztunnel" || p.stopping():
+			case was[p.Metadata.Name]:
+				old++
+			case p.ready():
 				fresh[p.Spec.NodeName] = true
 			}
 		}
-		if len(fresh) == 2 {
+		if len(fresh) == 2 && old == 0 {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("after %s there are successors on %d nodes", limit, len(fresh))
+			return fmt.Errorf("after %s there are successors on %d nodes, and %d old ones", limit, len(fresh), old)
 		}
 	}
 }
