@@ -19,10 +19,18 @@ func checkRelease(f *Facts) []Result {
 	case "deployed":
 		return ok("%s, revision %d, since %s", i.Version, i.Revision, i.Since.UTC().Format(time.RFC3339))
 	case "failed":
-		return one(Failed, "", fmt.Sprintf("revision %d failed: %s", i.Revision, i.Note), "culvert upgrade tries again; culvert upgrade --rollback goes back")
+		return one(Failed, "", fmt.Sprintf("revision %d failed: %s", i.Revision, i.Note), tryAgain(i.Revision))
 	}
 	return one(Warning, "", fmt.Sprintf("revision %d is %s since %s", i.Revision, i.Status, i.Since.UTC().Format(time.RFC3339)),
 		"wait for the other command; when it was killed, culvert upgrade --unlock")
+}
+
+// tryAgain is what to do about a revision that failed.
+func tryAgain(revision int) string {
+	if revision == 1 { // there is nothing to go back to
+		return "culvert install tries again, with --set for what was wrong; culvert uninstall takes away what is there"
+	}
+	return "culvert upgrade tries again; culvert upgrade --rollback goes back"
 }
 
 // checkVersions compares this program, the control plane and the nodes' programs.

@@ -37,7 +37,7 @@ const proxyGrace = 10 * time.Second
 
 // Uninstall takes the mesh off a cluster:
 //
-//	agents end ──▶ each node is cleaned by a Job ──▶ pods lose their annotation
+//	agents end ──▶ each node is cleaned by a Job ──▶ pods lose their annotation, nodes their condition
 //	──▶ Helm takes the rest away ──▶ ztunnels end ──▶ what the programs made beside the chart
 //
 // Traffic goes on in the clear as soon as a node is clean; connections through a
@@ -56,6 +56,7 @@ func (i *Installer) Uninstall(ctx context.Context, purge bool) error {
 	steps := []func(context.Context) error{
 		i.cleanNodes,
 		i.forgetPods,
+		i.forgetNodes,
 		i.removeRelease,
 		i.endProxies,
 		i.removeGateways,
@@ -98,6 +99,30 @@ func (i *Installer) forgetPods(ctx context.Context) error {
 		n++
 	}
 	i.removed(n, "annotation on pods", "annotations on pods")
+	return nil
+}
+
+// forgetNodes takes the agents' condition off nodes. Agents do so themselves, unless
+// their rights went before them, as when Helm has taken the release away.
+func (i *Installer) forgetNodes(ctx context.Context) error {
+	api := i.Cluster.Client.CoreV1().Nodes()
+	nodes, err := api.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return explain("list nodes", err)
+	}
+	patch := fmt.Appendf(nil, `{"status":{"conditions":[{"type":%q,"$patch":"delete"}]}}`, proof)
+	n := 0
+	for _, node := range nodes.Items {
+		if !slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == proof }) {
+			continue
+		}
+		_, err := api.Patch(ctx, node.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		if err != nil && !apierrors.IsNotFound(err) {
+			return explain("node "+node.Name, err)
+		}
+		n++
+	}
+	i.removed(n, "condition of a node", "conditions of nodes")
 	return nil
 }
 

@@ -2,6 +2,7 @@ package install
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 	"testing"
 
@@ -81,5 +82,33 @@ func TestNotOurs(t *testing.T) {
 	}
 	if _, err := client.CoreV1().Secrets("mesh").Get(t.Context(), selfMadeCA, metav1.GetOptions{}); err == nil {
 		t.Errorf("the self-made authority is there still:\n%s", &said)
+	}
+}
+
+// TestForgotten: what agents have said of pods and nodes goes, what others have said stays.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: proof, Status: corev1.ConditionTrue}}}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{redirection: "enabled", "other": "stays"}}}
+	client := fake.NewClientset(node, pod)
+	var said bytes.Buffer
+	i := &Installer{Cluster: &Cluster{Namespace: "mesh", Client: client}, Out: &said}
+	if err := i.forgetPods(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.forgetNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n, err := client.CoreV1().Nodes().Get(t.Context(), "node1", metav1.GetOptions{})
+	if err != nil || len(n.Status.Conditions) != 1 || n.Status.Conditions[0].Type != corev1.NodeReady {
+		t.Errorf("the node has %v, %v", n.Status.Conditions, err)
+	}
+	p, err := client.CoreV1().Pods("shop").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil || !maps.Equal(p.Annotations, map[string]string{"other": "stays"}) {
+		t.Errorf("the pod has %v, %v", p.Annotations, err)
+	}
+	if got, want := said.String(), "removed 1 annotation on pods\nremoved 1 condition of a node\n"; got != want {
+		t.Errorf("said %q, want %q", got, want)
 	}
 }
