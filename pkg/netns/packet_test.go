@@ -35,7 +35,7 @@ func TestDialPacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(2 * time.Minute)
 		c.SetDeadline(deadline)
 		server.SetDeadline(deadline)
 		if _, err := c.Write([]byte("?")); err != nil {

@@ -345,7 +345,7 @@ func (r *recorder) last(t testing.TB, n int) accesslog.Request {
 // await polls until cond holds.
 func await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
@@ -374,7 +374,7 @@ func leakCheck(t *testing.T) {
 	goroutines, fds := runtime.NumGoroutine(), openFDs()
 	t.Cleanup(func() {
 		var buf bytes.Buffer
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(2 * time.Minute)
 		for runtime.NumGoroutine() > goroutines || openFDs() > fds {
 			if time.Now().After(deadline) {
 				stacks := make([]byte, 1<<20)

@@ -140,7 +140,7 @@ func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 // eventually waits for a condition that another process brings about.
 func eventually(t *testing.T, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); {
+	for end := time.Now().Add(2 * time.Minute); !cond(); {
 		if time.Now().After(end) {
 			t.Fatal("it did not happen")
 		}

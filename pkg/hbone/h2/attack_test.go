@@ -3,6 +3,7 @@ package h2
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"io"
@@ -50,7 +51,7 @@ func newTarget(t testing.TB, handler hbone.Handler, adjust ...func(*PoolConfig, 
 		}
 		sc.Budget = tg.budget
 		sc.Gate = NewGate(16, 32)
-		sc.HandshakeTimeout = 3 * time.Second
+		sc.HandshakeTimeout = cmp.Or(sc.HandshakeTimeout, time.Minute)
 		sc.Abused = func(_ netip.AddrPort, what Abuse) {
 			tg.mu.Lock()
 			defer tg.mu.Unlock()
@@ -390,7 +391,7 @@ func TestShareOfBudget(t *testing.T) {
 
 // Handshakes that dawdle, however many, do not keep an honest one out.
 func TestSlowHandshakes(t *testing.T) {
-	tg := newTarget(t, pumpTo)
+	tg := newTarget(t, pumpTo, func(_ *PoolConfig, sc *ServerConfig) { sc.HandshakeTimeout = 8 * time.Second })
 	tg.honest(func() {
 		for range 200 {
 			c, err := net.Dial("tcp", tg.peer.Addr.String())
