@@ -136,7 +136,7 @@ func New(cfg Config, log *slog.Logger, levels admin.Levels) (*App, error) {
 	})
 	a.ca = a.newCA(auth)
 	a.board = status.NewBoard(status.Inputs{
-		Conditions: a.model.Conditions, Objects: a.model.Len, Resources: a.cache.Count, Proxies: a.streams.Proxies,
+		Conditions: a.model.Conditions, ConditionsOf: a.conditionsOf, Objects: a.model.Len, Resources: a.cache.Count, Proxies: a.streams.Proxies,
 		Log: logging.Scope(log, "config"),
 	})
 	a.observe(levels)
@@ -205,7 +205,11 @@ func (a *App) update(u source.Update) {
 		updates[i] = xds.Update{Owner: c.Key, Resources: append(workload.Resources(c.Output), waypoint.Resources(c.Output)...)}
 	}
 	a.cache.Apply(updates)
-	a.judged(u, changes)
+	keys := judged(u, changes)
+	a.board.Changed(keys)
+	if a.statuses != nil {
+		a.statuses.Changed(keys...)
+	}
 	if u.Previous {
 		return
 	}

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 
+	"github.com/culvert-mesh/culvert/controlplane/compile"
 	"github.com/culvert-mesh/culvert/controlplane/model"
 	"github.com/culvert-mesh/culvert/controlplane/source"
 	"github.com/culvert-mesh/culvert/controlplane/status"
@@ -37,18 +38,20 @@ func (a *App) found(key source.Key) (status.Found, bool) {
 	return status.Found{Conditions: conditions, Addresses: a.model.AddressesOf(key)}, known
 }
 
-// judged tells the writer of status whose findings an update may have changed:
-// those that were compiled, and those whose new version was not even that.
-func (a *App) judged(u source.Update, changes []model.Change) {
-	if a.statuses == nil {
-		return
-	}
-	keys := make([]source.Key, 0, len(changes)+len(u.Set))
+func (a *App) conditionsOf(key source.Key) []compile.Condition {
+	conditions, _ := a.model.ConditionsOf(key)
+	return conditions
+}
+
+// judged returns the objects whose findings an update may have changed: those that
+// were compiled, those whose new version was not even that, and those that are gone.
+func judged(u source.Update, changes []model.Change) []source.Key {
+	keys := make([]source.Key, 0, len(changes)+len(u.Set)+len(u.Removed))
 	for _, c := range changes {
 		keys = append(keys, c.Key)
 	}
 	for _, o := range u.Set {
 		keys = append(keys, o.Key())
 	}
-	a.statuses.Changed(keys...)
+	return append(keys, u.Removed...)
 }

@@ -36,11 +36,12 @@ type Report struct {
 
 // Inputs are what a Board reports on.
 type Inputs struct {
-	Conditions func() []compile.Condition
-	Objects    func() int
-	Resources  func() map[string]int
-	Proxies    func() []xds.Proxy
-	Log        *slog.Logger
+	Conditions   func() []compile.Condition
+	ConditionsOf func(source.Key) []compile.Condition
+	Objects      func() int
+	Resources    func() map[string]int
+	Proxies      func() []xds.Proxy
+	Log          *slog.Logger
 }
 
 // Board holds the latest problems and makes reports.
@@ -51,7 +52,9 @@ type Board struct {
 	mu       sync.Mutex
 	updated  time.Time
 	problems []source.Problem
-	logged   map[string]bool
+	changed  map[source.Key]struct{}        // objects whose conditions may be others than those logged
+	logged   map[string]bool                // of the problems
+	said     map[source.Key]map[string]bool // of the conditions, by object; most have none
 }
 
 // NewBoard returns a Board without problems.
@@ -59,41 +62,77 @@ func NewBoard(in Inputs) *Board {
 	if in.Log == nil {
 		in.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Board{in: in, started: time.Now(), logged: map[string]bool{}}
+	return &Board{in: in, started: time.Now(), changed: map[source.Key]struct{}{}, said: map[source.Key]map[string]bool{}}
+}
+
+// Changed tells that there may be something else to say about objects. It is said at
+// the next Updated.
+func (b *Board) Changed(keys []source.Key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, key := range keys {
+		b.changed[key] = struct{}{}
+	}
 }
 
 // Updated takes the problems of a new state of the source, and logs what is new
-// and what is gone, conditions included.
+// and what is gone, with the conditions of what has changed.
 func (b *Board) Updated(problems []source.Problem) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.updated = time.Now()
 	b.problems = slices.Clone(problems)
-	now := map[string]bool{}
+	var now map[string]bool
 	for _, p := range problems {
-		b.noteLocked(now, p.Object, p.File, p.Line, p.Field, string(p.Reason), p.Detail)
+		now = b.note(b.logged, now, p.Object, p.File, p.Line, p.Field, string(p.Reason), p.Detail)
 	}
-	for _, c := range b.in.Conditions() {
-		if !c.Status {
-			b.noteLocked(now, c.Object, c.File, c.Line, c.Field, string(c.Reason), c.Message)
-		}
-	}
-	for key := range b.logged {
-		if !now[key] {
-			b.in.Log.Info("configuration problem is gone", "problem", key)
-		}
-	}
+	b.gone(b.logged, now)
 	b.logged = now
+	for key := range b.changed {
+		b.sayLocked(key)
+	}
+	clear(b.changed)
 }
 
-func (b *Board) noteLocked(now map[string]bool, object, file string, line int, field, reason, detail string) {
+// sayLocked logs what is new and what is gone of what there is to say about an object.
+func (b *Board) sayLocked(key source.Key) {
+	before := b.said[key]
+	var now map[string]bool
+	for _, c := range b.in.ConditionsOf(key) {
+		if !c.Status {
+			now = b.note(before, now, c.Object, c.File, c.Line, c.Field, string(c.Reason), c.Message)
+		}
+	}
+	b.gone(before, now)
+	if now == nil {
+		delete(b.said, key)
+	} else {
+		b.said[key] = now
+	}
+}
+
+// note adds a problem to now, and logs it unless it was there before.
+func (b *Board) note(before, now map[string]bool, object, file string, line int, field, reason, detail string) map[string]bool {
 	key := object + " " + field + ": " + reason + ": " + detail
 	if file != "" && object == "" {
 		key = file + ": " + reason + ": " + detail
 	}
-	now[key] = true
-	if !b.logged[key] {
+	if !before[key] && !now[key] {
 		b.in.Log.Warn("configuration problem", "object", object, "file", file, "line", line, "field", field, "reason", reason, "detail", detail)
+	}
+	if now == nil {
+		now = map[string]bool{}
+	}
+	now[key] = true
+	return now
+}
+
+// gone logs what was there before and is not now.
+func (b *Board) gone(before, now map[string]bool) {
+	for key := range before {
+		if !now[key] {
+			b.in.Log.Info("configuration problem is gone", "problem", key)
+		}
 	}
 }
 
