@@ -4,7 +4,6 @@ package installed
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +16,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/cli/laptop/wiretap"
-	"github.com/culvert-mesh/culvert/pkg/netns"
+	"github.com/culvert-mesh/culvert/pkg/mesh"
 )
 
 const (
@@ -151,7 +150,7 @@ func TestEncrypted(t *testing.T) {
 		t.Error("outside the mesh nothing was read: the capture is blind")
 	}
 	must(t, "label", "namespace", namespace, "istio.io/dataplane-mode=ambient")
-	for _, name := range []string{"client", "web"} {
+	for _, name := range []string{"client", "other", "web"} {
 		eventually(t, name+" is in the mesh", func() error {
 			state := must(t, "get", "pod", "-n", namespace, name, "-o", `jsonpath={.metadata.annotations.ambient\.istio\.io/redirection}`)
 			if state != "enabled" {
@@ -161,39 +160,25 @@ func TestEncrypted(t *testing.T) {
 		})
 	}
 	eventually(t, "a request in the mesh", func() error { return get("client", web, 1).err })
-	read := capture(t, func() error { return get("client", web+marker, 20).err })
+	read := capture(t, func() error { // by one whose tunnel is open, and by one whose is not
+		return errors.Join(get("client", web+marker, 20).err, get("other", web+marker, 20).err)
+	})
 	if n := read.Contains(marker); n != 0 {
 		t.Errorf("the secret was read in %d streams", n)
 	}
 	if seen := read.Seen(); seen.Packets == 0 {
 		t.Error("nothing was captured")
 	}
+	if tls := read.TLS(mesh.PortHBONE); tls.Connections == 0 || tls.TLS13 != tls.Connections {
+		t.Errorf("of the tunnels that were opened not all are TLS 1.3: %+v", tls)
+	}
 }
 
-// capture runs do while somebody reads everything on node 1's wire.
+// capture runs do, which must not fail, while somebody reads everything on node 1's wire.
 func capture(t *testing.T, do func() error) *wiretap.Tap {
 	t.Helper()
-	number := os.Getenv("CULVERT_KUBE_NUMBER")
-	if number == "" {
-		number = "0"
-	}
-	ns, err := netns.Open("/run/netns/ckube" + number + "-node1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	tap, err := wiretap.Open(ns, "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- tap.Run(ctx) }()
-	err = do()
-	cancel()
-	if e := <-done; e != nil && !errors.Is(e, context.Canceled) {
-		t.Error(e)
-	}
+	var err error
+	tap := wire(t, func() { err = do() })
 	if err != nil {
 		t.Fatal(err)
 	}
