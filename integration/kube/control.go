@@ -25,7 +25,7 @@ func (s *supervisor) control() error {
 		"--leader-elect=false", "--use-service-account-credentials=true", "--root-ca-file="+l.pki("ca.crt"),
 		"--service-account-private-key-file="+l.pki("accounts.key"),
 		"--cluster-signing-cert-file="+l.pki("ca.crt"), "--cluster-signing-key-file="+l.pki("ca.key"),
-		"--allocate-node-cidrs=false", "--service-cluster-ip-range="+services,
+		"--allocate-node-cidrs=false", "--service-cluster-ip-range="+joined(services, services6),
 		"--kube-api-qps=200", "--kube-api-burst=400", // else the first service accounts take seconds
 	)...); err != nil {
 		return err
@@ -44,8 +44,8 @@ func (s *supervisor) apiServer() []string {
 	l := s.layout
 	const extra = "X-Remote-Extra-"
 	return []string{
-		"--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address=" + controlIP,
-		"--service-cluster-ip-range=" + services, "--allow-privileged=true", "--profiling=false", "--enable-aggregator-routing=true",
+		"--etcd-servers=http://127.0.0.1:2379", "--bind-address=" + anyAddress(), "--secure-port=6443", "--advertise-address=" + inFamily(controlIP, network6+"2")[0],
+		"--service-cluster-ip-range=" + joined(services, services6), "--allow-privileged=true", "--profiling=false", "--enable-aggregator-routing=true",
 		"--authorization-mode=" + strings.Join([]string{"Node", "RBAC"}, ","), "--enable-admission-plugins=NodeRestriction",
 		"--client-ca-file=" + l.pki("ca.crt"), "--tls-cert-file=" + l.pki("api-server.crt"), "--tls-private-key-file=" + l.pki("api-server.key"),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",

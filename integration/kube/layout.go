@@ -52,13 +52,16 @@ var nodes = func() (names []string) {
 }()
 
 // place is an address on the bridge, and the pods behind it.
-type place struct{ name, ip, pods string }
+type place struct{ name, ip, pods, ip6, pods6 string }
 
 // places are everything that hangs on the bridge, the control plane first.
 func places() []place {
-	all := []place{{name: control, ip: controlIP}}
+	all := []place{{name: control, ip: controlIP, ip6: network6 + "2"}}
 	for i, n := range nodes {
-		all = append(all, place{n, fmt.Sprintf("%s%d", network, 11+i), fmt.Sprintf("%s%d.0/24", podPrefix, i+1)})
+		all = append(all, place{
+			name: n, ip: fmt.Sprintf("%s%d", network, 11+i), pods: fmt.Sprintf("%s%d.0/24", podPrefix, i+1),
+			ip6: fmt.Sprintf("%s%d", network6, 11+i), pods6: fmt.Sprintf("fd00:246:%d:%d::/64", number, i+1),
+		})
 	}
 	return all
 }

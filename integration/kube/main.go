@@ -27,8 +27,8 @@
 // crashed is cleaned up by ending those, and `up` does it before it starts.
 //
 // PROXY_MODE (nftables, iptables) is kube-proxy's mode, CNI (bridge, ptp, flannel) what
-// makes the pods' network; CULVERT_KUBE is the folder of
-// programs, images and state; CULVERT_KUBE_NUMBER (0 to 9) tells clusters apart that
+// makes the pods' network, FAMILY (ipv4, dual, ipv6) which addresses pods and services
+// have; CULVERT_KUBE is the folder of programs, images and state; CULVERT_KUBE_NUMBER (0 to 9) tells clusters apart that
 // run beside each other, CULVERT_KUBE_NODES (2 to 9) is how many nodes this one has; both are
 // the same for every verb. The programs are modules of their own, so that nothing
 // of Kubernetes enters the product: kubernetes, node, runc, dns, flannel.

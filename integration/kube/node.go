@@ -52,7 +52,7 @@ func (s *supervisor) node() error {
 		}
 	}
 	if err := s.start("kubelet", "--config=/etc/containerd/kubelet.json", "--kubeconfig="+s.layout.kubeconfig("kubelet-"+s.place),
-		"--hostname-override="+s.place, "--node-ip="+placeOf(s.place).ip); err != nil {
+		"--hostname-override="+s.place, "--node-ip="+joined(placeOf(s.place).ip, placeOf(s.place).ip6)); err != nil {
 		return err
 	}
 	if err := s.start("kube-proxy", "--config=/etc/containerd/kube-proxy.json"); err != nil {
@@ -129,8 +129,7 @@ var cniFile = func() string {
 // link per pod.
 func cniConfig(node string) any {
 	kind := cniKind()
-	network := fields{"type": kind, "ipam": fields{
-		"type": "host-local", "ranges": []any{[]any{fields{"subnet": placeOf(node).pods}}}, "routes": []any{fields{"dst": "0.0.0.0/0"}}}}
+	network := fields{"type": kind, "ipam": ipam(placeOf(node))}
 	if kind == "bridge" {
 		network["bridge"], network["isGateway"], network["hairpinMode"] = "cni0", true, true
 	}
@@ -199,10 +198,12 @@ func (s *supervisor) kubelet() any {
 		"authorization":     fields{"mode": "Webhook"},
 		"tlsCertFile":       s.layout.pki("serving-" + s.place + ".crt"),
 		"tlsPrivateKeyFile": s.layout.pki("serving-" + s.place + ".key"),
-		"clusterDomain":     "cluster.local", "clusterDNS": []string{dnsIP}, "resolvConf": "/etc/resolv.conf",
+		"clusterDomain":     "cluster.local", "clusterDNS": inFamily(dnsIP, dnsIP6)[:1], "resolvConf": "/etc/resolv.conf",
 		"failSwapOn": false, "oomScoreAdj": 0, "maxOpenFiles": 20000, "serializeImagePulls": false,
 		"localStorageCapacityIsolation": false, "evictionHard": never,
 		"imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "24h", "nodeStatusUpdateFrequency": "5s",
+		// What tests kill comes back at once, each time.
+		"crashLoopBackOff": fields{"maxContainerRestartPeriod": "1s"},
 	}
 }
 
@@ -210,7 +211,7 @@ func (s *supervisor) kubeProxy() any {
 	fast := fields{"minSyncPeriod": "100ms"}
 	return fields{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-		"mode": proxyMode(), "hostnameOverride": s.place, "clusterCIDR": podRange, "oomScoreAdj": 0,
+		"mode": proxyMode(), "hostnameOverride": s.place, "clusterCIDR": joined(podRange, podRange6), "oomScoreAdj": 0,
 		"clientConnection": fields{"kubeconfig": s.layout.kubeconfig("kube-proxy")},
 		"iptables":         fast, "nftables": fast,
 		// The kernel's limits of connection tracking are the machine's.

@@ -52,7 +52,7 @@ func writePKI(l layout) error {
 	}{
 		{"front-client", front, subject{user: "front-client"}},
 		{"kubelet-client", ca, subject{user: "api-server", group: "system:masters"}},
-		{"api-server", ca, subject{user: "api-server", names: []string{controlIP, kubernetes, "127.0.0.1", "localhost", "kubernetes",
+		{"api-server", ca, subject{user: "api-server", names: []string{controlIP, kubernetes, network6 + "2", kubernetes6, "127.0.0.1", "localhost", "kubernetes",
 			"kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}}},
 	}
 	users := map[string]subject{
@@ -63,7 +63,7 @@ func writePKI(l layout) error {
 		"flannel":            {user: "flannel"},
 	}
 	for _, n := range nodes {
-		who := subject{user: "system:node:" + n, group: "system:nodes", names: []string{n, placeOf(n).ip}}
+		who := subject{user: "system:node:" + n, group: "system:nodes", names: []string{n, placeOf(n).ip, placeOf(n).ip6}}
 		certs = append(certs, struct {
 			file string
 			by   *issuer

@@ -54,7 +54,11 @@ func initialize(l layout, name string) error {
 	if name == control {
 		return s.control()
 	}
-	for file, value := range map[string]string{"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0"} {
+	sysctls := map[string]string{"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0"}
+	if hasIPv6() {
+		sysctls["net/ipv6/conf/all/forwarding"] = "1"
+	}
+	for file, value := range sysctls {
 		if err := os.WriteFile("/proc/sys/"+file, []byte(value), 0o644); err != nil {
 			return err
 		}

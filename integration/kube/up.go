@@ -22,7 +22,7 @@ const (
 )
 
 // settings are variables that shape the cluster, and their values.
-var settings = map[string][]string{"PROXY_MODE": {"nftables", "iptables"}, "CNI": {"bridge", "ptp", "flannel"}}
+var settings = map[string][]string{"PROXY_MODE": {"nftables", "iptables"}, "CNI": {"bridge", "ptp", "flannel"}, "FAMILY": {"ipv4", "dual", "ipv6"}}
 
 //go:embed system.yaml
 var system string
@@ -35,6 +35,9 @@ func up(ctx context.Context, l layout) error {
 	}
 	if err := require(toRun); err != nil {
 		return err
+	}
+	if hasIPv6() && cniKind() == "flannel" {
+		return errors.New("CNI=flannel is with FAMILY=ipv4 only")
 	}
 	for variable, values := range settings {
 		if v := os.Getenv(variable); v != "" && !slices.Contains(values, v) {
@@ -87,7 +90,9 @@ func boot(ctx context.Context, l layout, start time.Time) error {
 		return err
 	}
 	stage(start, "API server ready")
-	if err := until(ctx, "the cluster's own objects are made", func() error { return api.apply(ctx, strings.ReplaceAll(system, "DNS_IP", dnsIP)) }); err != nil {
+	if err := until(ctx, "the cluster's own objects are made", func() error {
+		return api.apply(ctx, strings.ReplaceAll(system, "DNS_IP", strconv.Quote(inFamily(dnsIP, dnsIP6)[0])))
+	}); err != nil {
 		return err
 	}
 	if cniKind() == "flannel" {
@@ -158,6 +163,9 @@ func layNetwork(ctx context.Context) error {
 		"addr add " + bridgeIP + "/24 dev " + bridge,
 		"link set " + bridge + " up",
 	}
+	if hasIPv6() {
+		lines = append(lines, "addr add "+network6+"1/64 dev "+bridge+" nodad")
+	}
 	for _, p := range places() {
 		lines = append(lines,
 			"netns add "+prefix+p.name,
@@ -174,6 +182,9 @@ func layNetwork(ctx context.Context) error {
 			"addr add " + p.ip + "/24 dev eth0",
 			"link set eth0 up",
 			"route add default via " + bridgeIP,
+		}
+		if hasIPv6() {
+			inside = append(inside, "addr add "+p.ip6+"/64 dev eth0 nodad", "route add default via "+network6+"1")
 		}
 		cmd := exec.CommandContext(ctx, "ip", "-netns", prefix+p.name, "-batch", "-")
 		cmd.Stdin = strings.NewReader(strings.Join(append(inside, routes(p.name)...), "\n"))
@@ -192,10 +203,16 @@ func routes(of string) []string {
 	for _, p := range places() {
 		if p.pods != "" && p.name != of && !overlay {
 			lines = append(lines, "route replace "+p.pods+" via "+p.ip)
+			if hasIPv6() {
+				lines = append(lines, "route replace "+p.pods6+" via "+p.ip6)
+			}
 		}
 	}
 	if of == "" || of == control {
 		lines = append(lines, "route replace "+services+" via "+placeOf(nodes[0]).ip)
+		if hasIPv6() {
+			lines = append(lines, "route replace "+services6+" via "+placeOf(nodes[0]).ip6)
+		}
 	}
 	return lines
 }
