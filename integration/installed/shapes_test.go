@@ -110,7 +110,7 @@ func every() []fields {
 		{"apiVersion": "v1", "kind": "Namespace", "metadata": fields{"name": shapes, "labels": fields{"istio.io/dataplane-mode": "ambient"}}},
 		{"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": fields{"name": "default", "namespace": shapes},
 			"spec": fields{"mtls": fields{"mode": "STRICT"}}},
-		serviceOf("server", 8080, nil), shape{name: "server", node: "node2"}.pod(),
+		serviceOf("server", 8080, fields{"ipFamilyPolicy": "PreferDualStack"}), shape{name: "server", node: "node2"}.pod(),
 		shape{name: "client", node: "node1", args: []string{"pause"}}.pod(),
 		shape{name: "host", node: "node1", args: []string{"pause"}, spec: fields{"hostNetwork": true}}.pod(),
 		shape{name: "host-port", node: "node2", container: fields{"ports": []any{fields{"containerPort": 8080, "hostPort": 18080}}}}.pod(),
@@ -201,12 +201,28 @@ func runShapes(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"host network": shapeHostNetwork, "host port": shapeHostPort, "local traffic": shapeLocal, "init and sidecar": shapeSidecar,
 		"self": shapeSelf, "own users": shapeOwnUsers, "job": shapeJob, "stateful set": shapeStateful, "probes": shapeProbes,
-		"network policy": shapeNetworkPolicy,
+		"network policy": shapeNetworkPolicy, "every address": shapeAddresses,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t)
 		})
+	}
+}
+
+// shapeAddresses: a pod and a service are called by each of their addresses, of either
+// family where the cluster has both.
+func shapeAddresses(t *testing.T) {
+	for _, c := range []struct{ what, port, path string }{
+		{"pod", "8080", "{.status.podIPs[*].ip}"}, {"service", "80", "{.spec.clusterIPs[*]}"},
+	} {
+		all := strings.Fields(must(t, "get", c.what, "server", "-n", shapes, "-o", "jsonpath="+c.path))
+		if want := len(strings.Fields(must(t, "get", "service", "server", "-n", shapes, "-o", "jsonpath={.spec.ipFamilies[*]}"))); len(all) != want {
+			t.Errorf("the %s has addresses %v, want %d", c.what, all, want)
+		}
+		for _, ip := range all {
+			called(t, "client", "http://"+net.JoinHostPort(ip, c.port)+"/", 3)
+		}
 	}
 }
 
