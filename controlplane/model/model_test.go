@@ -55,7 +55,7 @@ func (d dice) selector() *typev1beta1.WorkloadSelector {
 }
 
 func (d dice) object() source.Object {
-	switch d.IntN(13) {
+	switch d.IntN(18) {
 	case 0:
 		m := d.meta("n")
 		m.Name, m.Namespace = m.Namespace, ""
@@ -74,6 +74,16 @@ func (d dice) object() source.Object {
 		return d.gateway()
 	case 11:
 		return (&world{dice: d, policies: map[string]networkingv1.NetworkPolicy{}}).changePolicy()
+	case 12:
+		return d.serviceEntry()
+	case 13:
+		return d.workloadEntry()
+	case 14:
+		return d.endpointSlice()
+	case 15:
+		return d.referenceGrant()
+	case 16:
+		return d.grpcRoute()
 	}
 	return d.route()
 }
