@@ -50,7 +50,7 @@ func (q *queue) take() (u source.Update, ok bool) {
 		}
 	}
 	ok = len(q.changed) > 0 || q.told
-	clear(q.changed)
+	q.changed = map[source.Key]source.Object{} // not cleared: the first one is of the size of the mesh
 	q.told = false
 	for _, p := range q.problems {
 		u.Problems = append(u.Problems, p)
