@@ -25,6 +25,10 @@ import (
 //
 //	/kubepods/burstable/pod0d7b2f4e-…/4f2c…                       cgroupfs
 //	/kubepods.slice/kubepods-burstable-pod0d7b2f4e_….slice/cri-…  systemd
+//	/kubepods-burstable-pod0d7b2f4e_….slice:cri-containerd:4f2c…  the kubelet's is systemd, the runtime's is not
+//
+// Version 1 has a line for each hierarchy, version 2 one in all; who reads from inside
+// another control group's namespace sees "/../" first. testdata has each.
 //
 // Of several namespaces the one of the oldest process is the pod's: that is the
 // sandbox, which the runtime starts first and in the network that it has made;
@@ -157,7 +161,7 @@ func (p *Proc) look(pid int) (one process, pod mesh.PodUID, err error) {
 
 // inGroup is a pod's UID in the path of a control group; systemd wants
 // underscores. Static pods have a hash for a UID.
-var inGroup = regexp.MustCompile(`[/-]pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:/|$)`)
+var inGroup = regexp.MustCompile(`[/-]pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:[/:]|$)`)
 
 // podOf returns the pod that /proc/PID/cgroup names, or "".
 func podOf(groups []byte) mesh.PodUID {

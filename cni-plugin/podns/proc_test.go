@@ -1,13 +1,16 @@
 package podns
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
+	"github.com/culvert-mesh/culvert/pkg/golden"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
 	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/netns/netnstest"
@@ -20,25 +23,18 @@ const (
 	unknown mesh.PodUID = "ffffffff-2222-4333-8444-555555555555"
 )
 
+// TestPodOf: each line of "cgroup" in a case of testdata/cgroups is /proc/PID/cgroup of
+// one process (";" between its lines), "want" the pods that they are of.
 func TestPodOf(t *testing.T) {
 	t.Parallel()
-	for groups, want := range map[string]mesh.PodUID{
-		"0::/kubepods/burstable/pod0d7b2f4e-1a2b-4c3d-8e9f-001122334455/4f2c\n":                                                                cart,
-		"0::/kubepods/pod0d7b2f4e-1a2b-4c3d-8e9f-001122334455\n":                                                                               cart,
-		"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0d7b2f4e_1a2b_4c3d_8e9f_001122334455.slice/cri-containerd-4f.scope": cart,
-		"0::/kubepods.slice/kubepods-pod0d7b2f4e_1a2b_4c3d_8e9f_001122334455.slice/crio-4f.scope":                                              cart,
-		"12:pids:/node1/kubepods/besteffort/pod0d7b2f4e-1a2b-4c3d-8e9f-001122334455/4f\n1:name=systemd:/x":                                     cart,
-		"0::/kubelet/kubepods/burstable/podaabbccddeeff00112233445566778899/4f":                                                                "aabbccddeeff00112233445566778899",
-		"0::/system.slice/sshd.service\n":                               "",
-		"0::/kubepods/besteffort\n":                                     "",
-		"0::/machine/podman-0d7b2f4e-1a2b-4c3d-8e9f-001122334455/x\n":   "",
-		"0::/kubepods/pod0d7b2f4e-1a2b-4c3d-8e9f-0011223344556677/4f\n": "",
-		"": "",
-	} {
-		if got := podOf([]byte(groups)); got != want {
-			t.Errorf("%q is of pod %q, want %q", groups, got, want)
+	golden.Cases(t, "testdata/cgroups/*.txtar", func(t *testing.T, c *golden.Case) {
+		var got strings.Builder
+		for line := range strings.Lines(string(c.Section(t, "cgroup"))) {
+			pod := podOf([]byte(strings.ReplaceAll(line, "; ", "\n")))
+			got.WriteString(cmp.Or(string(pod), "none") + "\n")
 		}
-	}
+		c.Want(t, "want", got.String())
+	})
 }
 
 func TestStartTime(t *testing.T) {
