@@ -20,10 +20,12 @@ import (
 	"github.com/culvert-mesh/culvert/cli/laptop"
 )
 
-// fieldManager owns the fields that Helm applies, whatever this program is called.
+// fieldManager owns the fields that this program writes itself.
 const fieldManager = "culvert"
 
-func init() { kube.ManagedFieldsManager = fieldManager }
+// What the charts render is owned under the helm command's own name: to the API server it
+// would be a conflict if one of the two changed what the other had installed.
+func init() { kube.ManagedFieldsManager = "helm" }
 
 // helm makes what one operation of Helm works with.
 func (i *Installer) helm() (*action.Configuration, error) {
