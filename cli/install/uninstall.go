@@ -60,6 +60,7 @@ func (i *Installer) Uninstall(ctx context.Context, purge bool) error {
 		i.removeRelease,
 		i.endProxies,
 		i.removeGateways,
+		i.forgetStatus,
 		i.removeMade,
 	}
 	if purge {

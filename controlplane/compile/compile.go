@@ -109,7 +109,8 @@ type View interface {
 	// being compiled.
 	List(kind source.Kind, namespace string, match func(source.Object) bool) []source.Object
 	// Names is List for who uses the names alone: a change of an object that is
-	// accepted before and after it is no change to him.
+	// accepted before and after it is no change to him. match must not tell two
+	// versions apart that SelectsSame does not.
 	Names(kind source.Kind, namespace string, match func(source.Object) bool) []source.Key
 }
 

@@ -20,12 +20,15 @@ const (
 // Codes of conditions whose Type and Reason leave open what Kubernetes' status
 // should say. They are Istio's and the Gateway API's.
 const (
-	CodeAttachmentDenied       = "AttachmentDenied"       // WaypointBound: the waypoint does not admit the namespace
-	CodeUnsupportedTrafficType = "UnsupportedTrafficType" // WaypointBound: the waypoint is for something else
-	CodeRefNotPermitted        = "RefNotPermitted"        // ResolvedRefs: no ReferenceGrant
-	CodeInvalidKind            = "InvalidKind"            // ResolvedRefs: not a kind that can be referred to
-	CodeUnsupportedValue       = "UnsupportedValue"       // something in the object is not supported
-	CodeForeign                = "Foreign"                // Accepted: the parent is another controller's, whose status it is
+	CodeAttachmentDenied       = "AttachmentDenied"                // WaypointBound: the waypoint does not admit the namespace
+	CodeUnsupportedTrafficType = "UnsupportedTrafficType"          // WaypointBound: the waypoint is for something else
+	CodeCrossNamespace         = "CrossNamespaceWaypointForbidden" // WaypointBound: what only its namespace sees has a waypoint elsewhere
+	CodeCanaryInvalidWeight    = "CanaryInvalidWeight"             // WaypointBound: the second waypoint's share makes no sense
+	CodeCanarySameAsPrimary    = "CanarySameAsPrimary"             // WaypointBound: the second waypoint is the first
+	CodeRefNotPermitted        = "RefNotPermitted"                 // ResolvedRefs: no ReferenceGrant
+	CodeInvalidKind            = "InvalidKind"                     // ResolvedRefs: not a kind that can be referred to
+	CodeUnsupportedValue       = "UnsupportedValue"                // something in the object is not supported
+	CodeForeign                = "Foreign"                         // Accepted: the parent is another controller's, whose status it is
 )
 
 // said is ok with a message.

@@ -31,8 +31,22 @@ func (c *compilation) serviceEntry(e *source.ServiceEntry) {
 	}
 	if len(c.out.Services) > 0 {
 		c.entryEndpoints(e, f, hosts)
+		c.applied(e)
 	}
 	c.settled(Accepted)
+}
+
+// applied says who sees an entry that limits it.
+func (c *compilation) applied(e *source.ServiceEntry) {
+	if len(e.Spec.GetExportTo()) == 0 {
+		return
+	}
+	code, message := "Public", "every namespace sees it"
+	if namespaceOnly(e) {
+		code, message = "Namespace", "only namespace "+e.Namespace+" sees it"
+	}
+	c.said(VisibilityApplied, message)
+	c.out.Conditions[len(c.out.Conditions)-1].Code = code
 }
 
 // entryHost is a host that an entry has.
@@ -257,9 +271,23 @@ func (c *compilation) workloadEntry(e *source.WorkloadEntry) {
 	p := asPod(e)
 	services := c.servicesOf(p)
 	w.Services = c.memberships(p, services)
-	w.Policies = c.policiesOf(p, services, nil)
+	waypoint := c.entryWaypoint(p)
+	if waypoint != nil {
+		w.Waypoint = waypoint.gateway
+		c.podServing(w, waypoint)
+	}
+	w.Policies = c.policiesOf(p, services, waypoint)
 	c.out.Workloads = append(c.out.Workloads, w)
 	c.settled(Accepted)
+}
+
+// entryWaypoint is podWaypoint for a WorkloadEntry, whose status says that it has one.
+func (c *compilation) entryWaypoint(p *source.Pod) *waypoint {
+	wp := c.podWaypoint(p)
+	if wp != nil {
+		c.said(WaypointBound, fmt.Sprintf("attached to waypoint %s/%s", wp.object.Namespace, wp.object.Name))
+	}
+	return wp
 }
 
 // asPod is an entry as selectors see it.

@@ -2,11 +2,13 @@ package compile
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	security "istio.io/api/security/v1beta1"
 	typev1beta1 "istio.io/api/type/v1beta1"
 
@@ -36,6 +38,17 @@ func (m Mesh) scope(p *source.AuthorizationPolicy) mesh.Scope {
 		return mesh.ScopeGlobal
 	}
 	return mesh.ScopeNamespace
+}
+
+// SelectsSame reports whether two versions of an object are known to select the same,
+// so that nobody who asked for Names need be asked again. Rules change more often
+// than what they are for.
+func SelectsSame(a, b source.Object) bool {
+	p, ok := a.(*source.AuthorizationPolicy)
+	q, same := b.(*source.AuthorizationPolicy)
+	return ok && same && p.Spec.GetAction() == q.Spec.GetAction() &&
+		maps.Equal(p.Spec.GetSelector().GetMatchLabels(), q.Spec.GetSelector().GetMatchLabels()) &&
+		slices.EqualFunc(targets(p), targets(q), func(x, y *typev1beta1.PolicyTargetReference) bool { return proto.Equal(x, y) })
 }
 
 // authorization compiles an AuthorizationPolicy for ztunnel, or judges the

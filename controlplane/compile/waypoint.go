@@ -105,7 +105,15 @@ func (c *compilation) serviceWaypoint(f frontend) (wp *waypoint, chosen source.K
 	if !ok {
 		return nil, source.Key{}
 	}
-	return c.resolve(key, f.meta().Namespace, forService, own), key
+	if e, isEntry := f.object.(*source.ServiceEntry); isEntry && namespaceOnly(e) && key.Namespace != e.Namespace {
+		c.coded(WaypointBound, CodeCrossNamespace, reason.Unsupported, useWaypointField,
+			fmt.Sprintf("only namespace %s sees the entry: its waypoint cannot be %s/%s", e.Namespace, key.Namespace, key.Name))
+		return nil, key
+	}
+	if wp = c.resolve(key, f.meta().Namespace, forService, own); wp != nil {
+		c.canary(f, key, own)
+	}
+	return wp, key
 }
 
 // resolve returns the waypoint, or nil and says why not. Of the many pods that a

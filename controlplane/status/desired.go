@@ -105,6 +105,7 @@ func Desired(kind source.Kind, seen *Seen, f Found, now time.Time) []byte {
 var owned = map[source.Kind][]string{
 	source.KindService:             {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
 	source.KindServiceEntry:        {typeWaypointBound, typeWaypointMissing, typeVisibilityApplied},
+	source.KindWorkloadEntry:       {typeWaypointBound},
 	source.KindAuthorizationPolicy: {typeZtunnelAccepted, typeWaypointAccepted},
 	source.KindPeerAuthentication:  {typeZtunnelAccepted},
 }

@@ -37,6 +37,7 @@ var (
 var resources = map[source.Kind]resource{
 	source.KindService:             {schema.GroupVersion{Version: "v1"}, "services", "istio-ambient-service"},
 	source.KindServiceEntry:        {istioNetworking, "serviceentries", "istio-ambient-service"},
+	source.KindWorkloadEntry:       {istioNetworking, "workloadentries", "istio-ambient-workloadentry"},
 	source.KindAuthorizationPolicy: {istioSecurity, "authorizationpolicies", "istio-ambient-ztunnel-policy"},
 	source.KindPeerAuthentication:  {istioSecurity, "peerauthentications", "istio-ambient-ztunnel-policy"},
 	source.KindHTTPRoute:           {gatewayAPI, "httproutes", "istio-ambient-route"},

@@ -64,7 +64,7 @@ func TestConformance(t *testing.T) {
 	}
 	options.GatewayClassName = "" // no gateway is tested
 	options.SupportedFeatures = claimed().UnsortedList()
-	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName}
+	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName}
 	options.Implementation = confv1.Implementation{
 		Organization: "culvert-mesh", Project: "culvert", URL: "https://github.com/culvert-mesh/culvert",
 		Version: os.Getenv("VERSION"), Contact: []string{"https://github.com/culvert-mesh/culvert/issues"},
@@ -75,22 +75,13 @@ func TestConformance(t *testing.T) {
 	upstream.RunConformanceWithOptions(t, options)
 }
 
-// unclaimed are features of the suite's mesh tests that a mesh may have and ours
-// has not, and why.
-var unclaimed = map[features.FeatureName]string{
-	features.SupportGRPCRoute: "weights of GRPCRoutes are not followed; HTTPRoutes route gRPC too",
-}
-
-// claimed are all features that any test of a mesh asks for, but the unclaimed.
+// claimed are all features that any test of a mesh asks for.
 func claimed() sets.Set[features.FeatureName] {
 	found := sets.New[features.FeatureName]()
 	for _, test := range tests.ConformanceTests {
 		if of := sets.New(test.Features...); of.Has(features.SupportMesh) {
 			found = found.Union(of)
 		}
-	}
-	for name := range unclaimed {
-		found.Delete(name)
 	}
 	return found
 }
