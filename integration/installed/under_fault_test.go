@@ -3,7 +3,6 @@
 package installed
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,9 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/culvert-mesh/culvert/cli/laptop/wiretap"
 	"github.com/culvert-mesh/culvert/integration/faults"
-	"github.com/culvert-mesh/culvert/pkg/netns"
 )
 
 var (
@@ -45,6 +42,9 @@ type row struct {
 	missed []string                    // what is not as it should be
 	late   []string                    // what took longer than it should
 	after  func(report *faults.Report) // looks at the load's report
+
+	stopped func() // the load has ended
+	ended   func() // and the old ztunnels
 }
 
 // note says what was measured, and missed that it is more than it may be.
@@ -112,7 +112,7 @@ func TestFaults(t *testing.T) {
 // perform does one fault under load, with the wire between the nodes read along.
 func (s *stage) perform(r *row) {
 	t := s.t
-	read := s.tap(func() {
+	read := wire(s.t, func() {
 		var running *faults.Running
 		eventually(t, "the load", func() (err error) {
 			running, err = s.load(r.streamRate).Start(t.Context())
@@ -123,6 +123,9 @@ func (s *stage) perform(r *row) {
 		defer func() {
 			time.Sleep(time.Second)
 			r.report = running.Stop()
+			if r.stopped != nil {
+				r.stopped()
+			}
 		}()
 		r.do(s, r)
 	})
@@ -144,6 +147,9 @@ func (s *stage) perform(r *row) {
 		return errors.Join(ask(s.client, s.app), ask(s.client, s.steady))
 	})
 	s.awaitOldProxies()
+	if r.ended != nil {
+		r.ended()
+	}
 }
 
 // What is forgiven, as in integration/faults: connections whose answer was on its way
@@ -184,31 +190,6 @@ func (s *stage) judge(r *row) {
 	if rep.Broken > 0 && !r.breaks {
 		r.miss("%d streams broke", rep.Broken)
 	}
-}
-
-// tap runs do while everything on node 1's wire is read.
-func (s *stage) tap(do func()) *wiretap.Tap {
-	t := s.t
-	ns, err := netns.Open(placeNamespace("node1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	tap, err := wiretap.Open(ns, "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- tap.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-	}()
-	do()
-	return tap
 }
 
 // awaitOldProxies waits until ztunnels that were replaced, and live on for their

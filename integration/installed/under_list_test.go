@@ -45,6 +45,9 @@ var allFaults = []fault{
 	{name: "new DENY policy, 3 times", upstream: "90 ms; but open connections go on when the policy selects by label", ours: "≤ 50 ms; open connections end too",
 		breaks: true, expected: true, streamRate: 100, short: true, do: deny},
 	{name: "rolling restart of an application that exits at once on SIGTERM (3 replicas)", upstream: "10–17 of 5,200 (without mesh 21–30) · –", ours: "0 · 0", do: rollApplication},
+	{name: "waypoint's Deployment rolled, requests through it", upstream: "–", ours: "0 · 0; 0 requests", short: true, do: rollWaypoint},
+	{name: "ztunnel DaemonSet rollout beside a waypoint's idle connections", upstream: "–", ours: "0 · 0; old ztunnels end with the load", do: rollBesideWaypoint},
+	{name: "clocks differ by a minute", upstream: "–", ours: "0 · 0; pods of new accounts work", do: skewClocks},
 	{name: "ztunnel's token expired", upstream: "–", ours: "0 · 0; a pod of a new service account fails fast, and works when the token is renewed", do: expireToken},
 	{name: "a process on the pod's own node, plaintext, STRICT", upstream: "reaches every port", ours: "only declared probe ports, only from the kubelet's address", short: true, do: ownNode},
 	// Afterwards the application is on one node: the last row.
@@ -358,8 +361,8 @@ func relabelPermissive(s *stage, r *row) {
 	relabel(s, r)
 }
 
-// relabel takes the namespace out of the mesh and brings it back. Under STRICT a
-// server that is in the mesh again refuses the plaintext of a client that is not yet.
+// relabel takes the namespace out of the mesh and brings it back: clients and servers
+// one after another, on both nodes.
 func relabel(s *stage, r *row) {
 	all := func(in bool) func() bool {
 		return func() bool {

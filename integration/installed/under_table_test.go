@@ -44,8 +44,9 @@ The wire between the nodes was read during every row: no message in the clear, b
 	}
 	b.WriteString(`
 - **In flight** are connections whose message was on its way through what was killed or ended at once; see [faults.md](faults.md).
-- **STRICT and labels.** A server that is in the mesh already refuses the plaintext of a client that will be a moment later. Label under
-  PERMISSIVE, the default, and make it STRICT afterwards.
+- **Labels.** Inbound plaintext is the last that is captured of a pod that joins, two seconds after the node's last one (ten at most), and the
+  first that is let go of one that leaves: a STRICT server refuses no client whose turn comes a moment later.
+- **Clocks** are those of running programs, moved by ` + "`integration/clock`" + `: node 1's are its ztunnel's, agent's, kubelet's and containerd's.
 - **API server away.** Pods that are made right after its return wait for kubelets and controllers, which come back at intervals of their own.
 `)
 	b.WriteString("- The idle cost of the mesh, the last row of the table that these are compared with, is measured by `make bench`.\n")
