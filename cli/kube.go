@@ -52,6 +52,19 @@ func readerFlagsOf(e *env, c *cobra.Command) *readerFlags {
 	return r
 }
 
+// part returns what the mesh says of itself and of some namespaces; with none, of all.
+func (r *readerFlags) part(ctx context.Context, namespaces []string) (*laptop.Status, error) {
+	client, err := r.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st, err := client.Status(ctx)
+	if err == nil {
+		only(st, namespaces)
+	}
+	return st, err
+}
+
 // open returns the mesh that the flags name: a cluster's, or one of this machine. With
 // neither it is the one that runs on this machine, else that of the current cluster.
 func (r *readerFlags) open(ctx context.Context) (meshReader, error) {

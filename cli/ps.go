@@ -20,15 +20,10 @@ func psCommand(e *env) *cobra.Command {
 	from, out := readerFlagsOf(e, c), outputFlag(c)
 	namespaces := namespacesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := from.open(c.Context())
+		st, err := from.part(c.Context(), *namespaces)
 		if err != nil {
 			return err
 		}
-		st, err := client.Status(c.Context())
-		if err != nil {
-			return err
-		}
-		only(st, *namespaces)
 		return out.write(e.stdout, st, func(w io.Writer) error { return printStatus(w, st) })
 	}
 	return c

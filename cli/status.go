@@ -20,15 +20,10 @@ func statusCommand(e *env) *cobra.Command {
 	from, out := readerFlagsOf(e, c), outputFlag(c)
 	namespaces := namespacesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := from.open(c.Context())
+		st, err := from.part(c.Context(), *namespaces)
 		if err != nil {
 			return err
 		}
-		st, err := client.Status(c.Context())
-		if err != nil {
-			return err
-		}
-		only(st, *namespaces)
 		h := healthOf(st)
 		if err := out.write(e.stdout, h, h.print); err != nil {
 			return err

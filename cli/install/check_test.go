@@ -18,10 +18,7 @@ import (
 	"testing"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
@@ -144,6 +141,10 @@ func factsOf(t *testing.T, objects map[string]map[string]any) *Facts {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
+	lists := map[string]func(*testing.T, []byte){
+		"Node": onto(&f.Nodes), "Namespace": onto(&f.Namespaces), "Pod": onto(&f.Pods), "Service": onto(&f.Services), "Event": onto(&f.Events),
+		"DaemonSet": onto(&f.Daemons), "Deployment": onto(&f.Deployments), "NetworkPolicy": onto(&f.NetworkPolicies),
+	}
 	for _, key := range keys {
 		text, err := yaml.Marshal(objects[key])
 		if err != nil {
@@ -156,38 +157,30 @@ func factsOf(t *testing.T, objects map[string]map[string]any) *Facts {
 			delete(objects[key], "metadata")
 			text, _ := yaml.Marshal(objects[key])
 			decode(t, text, f)
-		case "Node":
-			add(t, text, &f.Nodes, corev1.Node{})
-		case "Namespace":
-			add(t, text, &f.Namespaces, corev1.Namespace{})
-		case "Pod":
-			add(t, text, &f.Pods, corev1.Pod{})
-		case "Service":
-			add(t, text, &f.Services, corev1.Service{})
-		case "Event":
-			add(t, text, &f.Events, corev1.Event{})
-		case "DaemonSet":
-			add(t, text, &f.Daemons, appsv1.DaemonSet{})
-		case "Deployment":
-			add(t, text, &f.Deployments, appsv1.Deployment{})
-		case "NetworkPolicy":
-			add(t, text, &f.NetworkPolicies, networkingv1.NetworkPolicy{})
 		case "Lease":
 			f.Lease = &coordinationv1.Lease{}
 			decode(t, text, f.Lease)
 		case "Gateway":
 			f.Gateways = append(f.Gateways, gatewayOf(u))
 		default:
-			t.Fatalf("a %s is no fact", kind)
+			list := lists[kind]
+			if list == nil {
+				t.Fatalf("a %s is no fact", kind)
+			}
+			list(t, text)
 		}
 	}
 	return f
 }
 
-func add[T any](t *testing.T, text []byte, list *[]T, o T) {
-	t.Helper()
-	decode(t, text, &o)
-	*list = append(*list, o)
+// onto reads one more of a list.
+func onto[T any](list *[]T) func(*testing.T, []byte) {
+	return func(t *testing.T, text []byte) {
+		t.Helper()
+		var one T
+		decode(t, text, &one)
+		*list = append(*list, one)
+	}
 }
 
 // Every check has facts that it needs, and says so when they are missing.

@@ -292,31 +292,35 @@ func remedy(reasons []string) string {
 	return "culvert check says what is wrong; kubectl describe pod and kubectl logs say more"
 }
 
+// readWorkload puts a workload into o, and returns which pods are its own.
+func (c *Cluster) readWorkload(ctx context.Context, w Workload, o *Observed) (*metav1.LabelSelector, error) {
+	apps := c.Client.AppsV1()
+	if w.Kind == "DaemonSet" {
+		d, err := apps.DaemonSets(w.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		o.fromDaemonSet(d)
+		return d.Spec.Selector, nil
+	}
+	d, err := apps.Deployments(w.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	o.fromDeployment(d)
+	return d.Spec.Selector, nil
+}
+
 // observe reads a workload, and its pods and events when it is not ready.
 func (c *Cluster) observe(ctx context.Context, w Workload) (Observed, error) {
 	o := Observed{Workload: w}
-	var selector *metav1.LabelSelector
-	switch w.Kind {
-	case "DaemonSet":
-		d, err := c.Client.AppsV1().DaemonSets(w.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			o.Missing = true
-			return o, nil
-		} else if err != nil {
-			return o, err
-		}
-		selector = d.Spec.Selector
-		o.fromDaemonSet(d)
-	case "Deployment":
-		d, err := c.Client.AppsV1().Deployments(w.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			o.Missing = true
-			return o, nil
-		} else if err != nil {
-			return o, err
-		}
-		selector = d.Spec.Selector
-		o.fromDeployment(d)
+	selector, err := c.readWorkload(ctx, w, &o)
+	if apierrors.IsNotFound(err) {
+		o.Missing = true
+		return o, nil
+	}
+	if err != nil {
+		return o, err
 	}
 	if Judge(o).Ready {
 		return o, nil
