@@ -3,6 +3,7 @@ package model
 import (
 	"slices"
 
+	"github.com/culvert-mesh/culvert/controlplane/compile"
 	"github.com/culvert-mesh/culvert/controlplane/source"
 )
 
@@ -118,17 +119,26 @@ func (v *view) Names(kind source.Kind, namespace string, match func(source.Objec
 type readers struct {
 	named     map[source.Key]map[*unit]struct{}
 	questions map[source.Key]map[*read]*unit
+	names     map[source.Key]map[*read]*unit // questions whose answers are names
 }
 
 func newReaders() *readers {
-	return &readers{map[source.Key]map[*unit]struct{}{}, map[source.Key]map[*read]*unit{}}
+	return &readers{map[source.Key]map[*unit]struct{}{}, map[source.Key]map[*read]*unit{}, map[source.Key]map[*read]*unit{}}
+}
+
+// of returns the questions that are like rd.
+func (r *readers) of(rd *read) map[source.Key]map[*read]*unit {
+	if rd.names {
+		return r.names
+	}
+	return r.questions
 }
 
 // remember takes what u has read. u.reads stays where it is until forget.
 func (r *readers) remember(u *unit) {
 	for i := range u.reads {
 		if rd := &u.reads[i]; rd.match != nil {
-			put(r.questions, rd.key, rd, u)
+			put(r.of(rd), rd.key, rd, u)
 		} else {
 			put(r.named, rd.key, u, struct{}{})
 		}
@@ -138,7 +148,7 @@ func (r *readers) remember(u *unit) {
 func (r *readers) forget(u *unit) {
 	for i := range u.reads {
 		if rd := &u.reads[i]; rd.match != nil {
-			drop(r.questions, rd.key, rd)
+			drop(r.of(rd), rd.key, rd)
 		} else {
 			drop(r.named, rd.key, u)
 		}
@@ -165,10 +175,16 @@ func (r *readers) touch(c touched, dirty map[source.Key]struct{}) {
 	for u := range r.named[c.key] {
 		dirty[u.key] = struct{}{}
 	}
+	asked := []map[source.Key]map[*read]*unit{r.questions}
+	if c.old == nil || c.new == nil || !compile.SelectsSame(c.old, c.new) {
+		asked = append(asked, r.names)
+	}
 	for _, namespace := range []string{c.key.Namespace, ""} {
-		for rd, u := range r.questions[source.Key{Kind: c.key.Kind, Namespace: namespace}] {
-			if rd.touched(c) {
-				dirty[u.key] = struct{}{}
+		for _, index := range asked {
+			for rd, u := range index[source.Key{Kind: c.key.Kind, Namespace: namespace}] {
+				if rd.touched(c) {
+					dirty[u.key] = struct{}{}
+				}
 			}
 		}
 		if c.key.Namespace == "" {
