@@ -49,6 +49,23 @@ func with(ctx context.Context, o options, c *cluster, p *plane, e *echo, n int, 
 	}
 	now, peak = p.memory()
 	fmt.Printf("%d clients: memory %.0f MB, highest %.0f MB\n", n, now, peak)
+	return replaced(ctx, p, f)
+}
+
+// replaced has another control plane take the place of the one that is there, and
+// counts what that costs clients that hold everything.
+func replaced(ctx context.Context, p *plane, f *fleet) error {
+	before := f.count()
+	if err := p.replace(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := p.settled(ctx, len(f.clients)); err != nil {
+		return err
+	}
+	_, peak := p.memory()
+	fmt.Printf("%d clients of another replica: up to date %.2f s after it was ready, %d resources sent again; its memory highest %.0f MB\n",
+		len(f.clients), time.Since(began).Seconds(), f.count()-before, peak)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 
 // plane is the control plane's process.
 type plane struct {
+	o     options
 	cmd   *exec.Cmd
 	state string
 	ports [4]int // xDS, admin, readiness, metrics
@@ -33,7 +35,7 @@ type plane struct {
 
 // startPlane starts the control plane and waits until it is ready.
 func startPlane(ctx context.Context, o options, state string) (*plane, error) {
-	p := &plane{state: state}
+	p := &plane{o: o, state: state}
 	for i := range p.ports {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -42,15 +44,25 @@ func startPlane(ctx context.Context, o options, state string) (*plane, error) {
 		p.ports[i] = ln.Addr().(*net.TCPAddr).Port
 		_ = ln.Close()
 	}
+	took, err := p.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("control plane ready %.1f s after its start\n", took.Seconds())
+	return p, nil
+}
+
+// start starts a process and returns how long it took to become ready.
+func (p *plane) start(ctx context.Context) (time.Duration, error) {
 	listen := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", p.ports[i]) }
-	p.cmd = exec.Command(o.program, "--kube", "--kubeconfig="+o.kubeconfig, "--state="+state, "--namespace="+meshNamespace,
+	p.cmd = exec.Command(p.o.program, "--kube", "--kubeconfig="+p.o.kubeconfig, "--state="+p.state, "--namespace="+meshNamespace,
 		"--trust-bundle=false", "--gateway-controller=false", "--webhook-listen=", "--drain=0", "--ip=127.0.0.1",
 		"--xds-listen="+listen(0), "--admin-listen="+listen(1), "--ready-listen="+listen(2), "--metrics-listen="+listen(3), "--log-level=warn")
 	p.cmd.Stderr, p.cmd.Stdout = os.Stderr, os.Stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
-		return nil, err
+		return 0, err
 	}
 	for {
 		resp, err := http.Get("http://" + listen(2) + "/healthz/ready")
@@ -62,12 +74,48 @@ func startPlane(ctx context.Context, o options, state string) (*plane, error) {
 		}
 		if ctx.Err() != nil || time.Since(began) > time.Minute {
 			p.stop()
-			return nil, errors.New("the control plane does not become ready")
+			return 0, errors.New("the control plane does not become ready")
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	fmt.Printf("control plane ready %.1f s after its start\n", time.Since(began).Seconds())
-	return p, nil
+	return time.Since(began), nil
+}
+
+// replace ends the process and starts another one in its place, as good as another
+// replica: it knows nothing of the clients.
+func (p *plane) replace(ctx context.Context) error {
+	p.stop()
+	_, err := p.start(ctx)
+	return err
+}
+
+// settled waits until n clients have accepted all that there is of two types.
+func (p *plane) settled(ctx context.Context, n int) error {
+	for deadline := time.Now().Add(time.Minute); ; {
+		var report struct {
+			Proxies []struct {
+				Types map[string]struct{ Synced bool }
+			}
+		}
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/status", p.ports[1]))
+		if err == nil {
+			err = json.NewDecoder(resp.Body).Decode(&report)
+			_ = resp.Body.Close()
+		}
+		count := 0
+		for _, proxy := range report.Proxies {
+			if len(proxy.Types) == 2 && proxy.Types[workload.TypeURL].Synced && proxy.Types[authz.TypeURL].Synced {
+				count++
+			}
+		}
+		if err == nil && count == n {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return fmt.Errorf("%d of %d clients are up to date: %w", count, n, errors.Join(ctx.Err(), err))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func (p *plane) stop() {
@@ -149,6 +197,7 @@ type fleet struct {
 	awaited  string // the resource whose arrival is measured
 	arrivals []time.Time
 	came     chan struct{} // closed when all have it
+	received int           // resources, by all clients
 }
 
 // connect starts n clients.
@@ -209,6 +258,7 @@ func (f *fleet) handle(added []xds.Resource, _ []string) []xds.Rejected {
 	now := time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.received += len(added)
 	for _, r := range added {
 		if r.Name == f.awaited && len(f.arrivals) < len(f.clients) {
 			if f.arrivals = append(f.arrivals, now); len(f.arrivals) == len(f.clients) {
@@ -217,6 +267,13 @@ func (f *fleet) handle(added []xds.Resource, _ []string) []xds.Rejected {
 		}
 	}
 	return nil
+}
+
+// count returns how many resources all clients together have received.
+func (f *fleet) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.received
 }
 
 // await begins to wait for a resource at all clients.
