@@ -79,7 +79,7 @@ func Open(ns *netns.NS, link string) (*Tap, error) {
 
 func htons(n uint16) uint16 { return n<<8 | n>>8 }
 
-// Run captures until ctx ends.
+// Run captures until ctx ends: all that has crossed the link by then.
 func (t *Tap) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = t.fd.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -87,17 +87,37 @@ func (t *Tap) Run(ctx context.Context) error {
 	buf := make([]byte, 1<<17)
 	for {
 		n, err := t.fd.Read(buf)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, unix.ENETDOWN) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			t.packet(bytes.Clone(buf[:n]))
+		case ctx.Err() != nil:
+			return t.rest(buf)
+		case errors.Is(err, unix.ENETDOWN):
+		default:
 			return fmt.Errorf("capture: %w", err)
 		}
-		t.packet(bytes.Clone(buf[:n]))
 	}
+}
+
+// maxRest bounds what is read after the end, where packets come faster than they are
+// read.
+const maxRest = 200_000
+
+// rest takes in what has come and was not read yet.
+func (t *Tap) rest(buf []byte) error {
+	raw, err := t.fd.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	return raw.Control(func(fd uintptr) {
+		for range maxRest {
+			n, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+			if err != nil { // all is read
+				return
+			}
+			t.packet(bytes.Clone(buf[:n]))
+		}
+	})
 }
 
 // packet files one frame.
