@@ -113,7 +113,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", env.Bool("AMBIENT_DNS_CAPTURE", true), "capture DNS of pods that do not say otherwise")
 	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "also let probes pass that the host rewrites to 169.254.7.127")
 	fs.Var(&excluded, "exclude-namespace", "namespace that is never in the mesh (repeatable; default kube-system)")
-	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel")
+	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel, and plaintext to a running one is let in when it joins and before it leaves")
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", ""), "namespace in which the mesh itself runs")
 	fs.StringVar(&c.DaemonSet, "daemonset", "culvert-cni", "DaemonSet in --namespace that the agent belongs to: with it gone, the agent takes the mesh off the node at its end; \"\" is none")
 	fs.BoolVar(&c.Prove, "prove", false, "try the node by a pod of our own through its CNI configuration, and write what was found on the node")
