@@ -8,9 +8,11 @@
 //
 // The agent waits for each answer, so Add opens the listeners and nothing more:
 // what a pod may do is learned when a connection comes. A pod whose listeners
-// cannot be opened, or whose proxy fails, is tried again, and keeps a ztunnel that
-// starts from being ready. One that has been ready stays so: an agent that is away
-// and a pod that fails are no reason to take it from the pods that it serves.
+// cannot be opened, or whose proxy fails, is tried again. A ztunnel that starts is
+// ready when it serves every pod of the agent's first snapshot, but for those that
+// it has tried in vain for a while: a node does not depend on one pod. One that has
+// been ready stays so: an agent that is away and a pod that fails are no reason to
+// take it from the pods that it serves.
 //
 // Pods is safe for concurrent use.
 package inpod
@@ -30,6 +32,10 @@ import (
 
 // retryEvery is how often the listeners of pending pods are tried again.
 const retryEvery = 5 * time.Second
+
+// enoughTries is after how many rounds a ztunnel that starts no longer waits for
+// pods that are pending.
+const enoughTries = 3
 
 // failPause is how long a pod whose proxy has failed waits for the next one. Its
 // connections wait in the queues of its sockets, where a store holds them.
@@ -59,7 +65,7 @@ type Config struct {
 	// New returns the proxy of a pod, to which it gives the namespace.
 	New func(uid mesh.PodUID, info mesh.PodInfo, ns *netns.NS) Proxy
 	// Ready is called, once or more often, when every pod of the agent's snapshot
-	// is served.
+	// is served that can be.
 	Ready   func()
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -78,6 +84,7 @@ type Pods struct {
 	leaving  map[*pod]struct{}
 	named    map[mesh.PodUID]bool // since the snapshot began; nil after it
 	synced   bool                 // a snapshot is complete and the agent still there
+	tries    int                  // rounds since then in which pods stayed pending
 	draining bool
 }
 
@@ -213,7 +220,7 @@ func (p *Pods) SnapshotDone() {
 			p.dropLocked(po)
 		}
 	}
-	p.named, p.synced = nil, true
+	p.named, p.synced, p.tries = nil, true, 0
 	p.reportLocked()
 }
 
@@ -257,7 +264,7 @@ func (p *Pods) reportLocked() {
 	}
 	p.cfg.Metrics.Active.Set(float64(len(p.pods) - pending))
 	p.cfg.Metrics.Pending.Set(float64(pending))
-	if p.synced && pending == 0 {
+	if p.synced && (pending == 0 || p.tries >= enoughTries) {
 		p.cfg.Ready()
 	}
 }
@@ -283,6 +290,7 @@ func (p *Pods) Run(ctx context.Context) error {
 func (p *Pods) retry(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.tries++
 	for _, po := range p.pods {
 		if po.up || p.draining {
 			continue

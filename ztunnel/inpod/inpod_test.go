@@ -190,6 +190,22 @@ func TestPending(t *testing.T) {
 		if !f.ready || f.made[0].get() != "up" || f.metric(t, "active_proxy_count") != 1 {
 			t.Errorf("after the retry: ready %v, %s", f.ready, f.made[0].get())
 		}
+		f.ready, f.fail = false, errors.New("address in use")
+		f.SnapshotBegin()
+		f.Keep("a")
+		if err := f.add(t, "b", ns); err == nil {
+			t.Error("the agent is not told")
+		}
+		f.SnapshotDone()
+		for n := range enoughTries {
+			if f.ready {
+				t.Errorf("ready after %d tries with a pending pod", n)
+			}
+			f.retry(t.Context())
+		}
+		if !f.ready || f.metric(t, "pending_proxy_count") != 1 {
+			t.Error("one pod that cannot be served keeps the node from being ready")
+		}
 		done, cancel := context.WithCancel(t.Context())
 		cancel()
 		f.Drain(done)
