@@ -41,15 +41,28 @@ const control = "control"
 // is how many there are, 2 to 9.
 var nodes = func() (names []string) {
 	count, err := strconv.Atoi(cmp.Or(os.Getenv("CULVERT_KUBE_NODES"), "2"))
-	if err != nil || count < 2 || count > 9 {
-		fmt.Fprintf(os.Stderr, "kube: CULVERT_KUBE_NODES %q: want 2 to 9\n", os.Getenv("CULVERT_KUBE_NODES"))
+	if err != nil || count < 2 || count > maxNodes {
+		fmt.Fprintf(os.Stderr, "kube: CULVERT_KUBE_NODES %q: want 2 to %d\n", os.Getenv("CULVERT_KUBE_NODES"), maxNodes)
 		os.Exit(2)
 	}
 	for n := range count {
-		names = append(names, fmt.Sprintf("node%d", n+1))
+		names = append(names, nodeName(n))
 	}
 	return names
 }()
+
+const maxNodes = 9
+
+func nodeName(n int) string { return fmt.Sprintf("node%d", n+1) }
+
+// everyPlace are the names of all places that a cluster may have.
+func everyPlace() []string {
+	names := []string{control}
+	for n := range maxNodes {
+		names = append(names, nodeName(n))
+	}
+	return names
+}
 
 // place is an address on the bridge, and the pods behind it.
 type place struct{ name, ip, pods, ip6, pods6 string }

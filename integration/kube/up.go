@@ -17,8 +17,8 @@ import (
 
 // Time limits. A boot takes four seconds on an idle machine.
 const (
-	bootLimit = 3 * time.Minute
-	downLimit = 20 * time.Second
+	bootLimit = 6 * time.Minute
+	downLimit = 2 * time.Minute
 )
 
 // settings are variables that shape the cluster, and their values.
@@ -265,25 +265,25 @@ func isFirst(pid int) bool {
 	return false
 }
 
-// down ends the cluster, or what is left of one.
+// down ends the cluster, or what is left of one, however many nodes it had.
 func down(l layout) error {
-	for _, p := range places() {
-		if pid, err := firstProcess(l, p.name); err == nil {
+	for _, name := range everyPlace() {
+		if pid, err := firstProcess(l, name); err == nil {
 			if err := end(pid); err != nil {
-				return fmt.Errorf("end %s: %w", p.name, err)
+				return fmt.Errorf("end %s: %w", name, err)
 			}
 		}
 	}
 	var errs []error
-	for _, p := range places() {
+	for _, name := range everyPlace() {
 		// The kernel takes a namespace down later than it says.
-		if _, err := os.Stat("/sys/class/net/" + prefix + p.name); err == nil {
-			errs = append(errs, command("ip", "link", "del", prefix+p.name))
+		if _, err := os.Stat("/sys/class/net/" + prefix + name); err == nil {
+			errs = append(errs, command("ip", "link", "del", prefix+name))
 		}
-		if _, err := os.Stat("/run/netns/" + prefix + p.name); err == nil {
-			errs = append(errs, command("ip", "netns", "del", prefix+p.name))
+		if _, err := os.Stat("/run/netns/" + prefix + name); err == nil {
+			errs = append(errs, command("ip", "netns", "del", prefix+name))
 		}
-		errs = append(errs, removeGroups(prefix+p.name))
+		errs = append(errs, removeGroups(prefix+name))
 	}
 	if _, err := os.Stat("/sys/class/net/" + bridge); err == nil {
 		errs = append(errs, command("ip", "link", "del", bridge)) // and with it the routes through it
