@@ -9,6 +9,7 @@ import (
 	"github.com/culvert-mesh/culvert/controlplane/compile"
 	"github.com/culvert-mesh/culvert/controlplane/model"
 	"github.com/culvert-mesh/culvert/controlplane/source/file"
+	server "github.com/culvert-mesh/culvert/controlplane/xds"
 	"github.com/culvert-mesh/culvert/controlplane/xds/waypoint"
 	"github.com/culvert-mesh/culvert/controlplane/xds/workload"
 	"github.com/culvert-mesh/culvert/pkg/folder"
@@ -37,9 +38,13 @@ func TestAccepted(t *testing.T) {
 		known := workloads.New()
 		address := discovery.Addresses(known)
 		policies := discovery.Policies(known, nil)
-		give := func(s xds.Subscription, name string, r xds.Resource) {
-			for _, rejected := range s.Handle([]xds.Resource{r}, nil) {
-				t.Errorf("%s %s: %v", s.TypeURL, name, rejected.Err)
+		give := func(s xds.Subscription, r *server.Resource) {
+			sent, err := r.Decode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, rejected := range s.Handle([]xds.Resource{{Name: sent.Name, Body: sent.Resource}}, nil) {
+				t.Errorf("%s %s: %v", s.TypeURL, sent.Name, rejected.Err)
 			}
 		}
 		m := model.New(compile.Mesh{})
@@ -47,7 +52,7 @@ func TestAccepted(t *testing.T) {
 			for _, r := range workload.Resources(change.Output) {
 				for _, s := range []xds.Subscription{address, policies} {
 					if s.TypeURL == r.Type {
-						give(s, r.Name.Name, xds.Resource{Name: r.Name.Name, Body: r.Body})
+						give(s, &r)
 					}
 				}
 			}
@@ -57,7 +62,7 @@ func TestAccepted(t *testing.T) {
 				}
 				for _, s := range decoders[r.Scope].Subscriptions() {
 					if s.TypeURL == r.Type {
-						give(s, r.Name.Name, xds.Resource{Name: r.Name.Name, Body: r.Body})
+						give(s, &r)
 					}
 				}
 			}
