@@ -58,6 +58,7 @@ func Main(ctx context.Context, args, environ []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	saveMemory()
 	return logging.During(out, 0, func(w *logging.Writer) error {
 		a, err := New(cfg, slog.New(logging.NewHandler(w, format, levels)), levels)
 		if err != nil {

@@ -85,13 +85,36 @@ type response struct {
 	size      int // bytes of the resources' content
 }
 
-// Codec is the encoding of the gRPC servers that a Server is registered with:
+// Requests that are as large as when a client comes back and tells all that it holds
+// are decoded a few at a time: each takes several times its size while it lives.
+const (
+	largeRequest = 64 << 10
+	largeAtATime = 2
+)
+
+// Codec returns the encoding of a gRPC server that a Server is registered with:
 // protocol buffers, but for the Server's responses, of which each resource was
 // encoded before and is shared by all streams that send it. However many clients
 // are sent everything at once, and however slowly they read, it is in memory once.
-func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
+func Codec() encoding.CodecV2 {
+	return codec{encoding.GetCodecV2(protocodec.Name), largeRequests}
+}
 
-type codec struct{ encoding.CodecV2 }
+var largeRequests = make(chan struct{}, largeAtATime) // of all servers
+
+type codec struct {
+	encoding.CodecV2
+	large chan struct{} // holds a token for each large message that is being decoded
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if data.Len() >= largeRequest {
+		c.large <- struct{}{}
+		defer func() { <-c.large }()
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {

@@ -1,10 +1,14 @@
 package xds
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -82,6 +86,33 @@ func TestResponsesShare(t *testing.T) {
 			t.Error("a response has a copy of its own")
 		}
 	}
+}
+
+// A large request is decoded when few others are; a small one waits for nobody.
+func TestLargeRequestsWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := codec{Codec().(codec).CodecV2, make(chan struct{}, 1)}
+		decode := func(bytes int) <-chan error {
+			done := make(chan error, 1)
+			b, err := proto.Marshal(wrapperspb.String(strings.Repeat("x", bytes)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { done <- c.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, &wrapperspb.StringValue{}) }()
+			synctest.Wait()
+			return done
+		}
+		c.large <- struct{}{} // somebody else's is being decoded
+		small, large := decode(10), decode(largeRequest)
+		if len(small) != 1 || len(large) != 0 {
+			t.Errorf("decoded: small %v, large %v", len(small) == 1, len(large) == 1)
+		}
+		<-c.large
+		if err := errors.Join(<-small, <-large); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // BenchmarkFirstPush measures what it takes to have all of a large mesh ready to be
