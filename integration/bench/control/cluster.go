@@ -280,9 +280,11 @@ func (c *cluster) revise(ctx context.Context, i int) (version string, err error)
 	return p.ResourceVersion, nil
 }
 
-// churn changes pods at the rate asked for, until ctx ends. The first pods are left
-// alone: they are measured.
+// churn changes pods at the rate asked for, until ctx ends and the last of them has
+// changed. The first pods are left alone: they are measured.
 func (c *cluster) churn(ctx context.Context) {
+	var under sync.WaitGroup
+	defer under.Wait()
 	tick := time.NewTicker(time.Second / time.Duration(c.o.churn))
 	defer tick.Stop()
 	slots := make(chan struct{}, 32)
@@ -293,11 +295,11 @@ func (c *cluster) churn(ctx context.Context) {
 		case <-tick.C:
 		}
 		slots <- struct{}{}
-		go func() {
+		under.Go(func() {
 			defer func() { <-slots }()
 			i := c.o.pods/2 + rand.IntN(c.o.pods/2)
-			_, _ = c.revise(ctx, i)
-		}()
+			_, _ = c.revise(context.WithoutCancel(ctx), i)
+		})
 	}
 }
 

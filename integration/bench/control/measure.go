@@ -55,6 +55,9 @@ func with(ctx context.Context, o options, c *cluster, p *plane, e *echo, n int, 
 // replaced has another control plane take the place of the one that is there, and
 // counts what that costs clients that hold everything.
 func replaced(ctx context.Context, p *plane, f *fleet) error {
+	if err := p.settled(ctx, len(f.clients)); err != nil {
+		return err
+	}
 	before := f.count()
 	if err := p.replace(ctx); err != nil {
 		return err
@@ -78,8 +81,9 @@ func scenario(ctx context.Context, o options, c *cluster, p *plane, f *fleet, e 
 	if busy {
 		rate = o.churn
 		churning, stop := context.WithCancel(ctx)
-		defer stop()
-		go c.churn(churning)
+		ended := make(chan struct{})
+		go func() { defer close(ended); c.churn(churning) }()
+		defer func() { stop(); <-ended }()
 		time.Sleep(o.settle)
 	}
 	profiled := p.profile(o.profiles, fmt.Sprintf("clients%d-churn%d", len(f.clients), rate))
