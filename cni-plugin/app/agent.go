@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -46,11 +47,15 @@ type Agent struct {
 
 	provenPod atomic.Bool // the plugin has announced the pod with which the node is proven
 
-	loaded  chan struct{}  // closed after the first snapshot of the source
-	workers sync.WaitGroup // one per pod
+	rewriting sync.Mutex     // held while the node's rules for probes change; comes before mu
+	rewritten []netip.Addr   // to which pods they are
+	probes    chan struct{}  // holds a token when the node's rules for probes may have to change
+	loaded    chan struct{}  // closed after the first snapshot of the source
+	workers   sync.WaitGroup // one per pod
 
 	mu         sync.Mutex
 	namespaces map[string]enroll.Namespace
+	proven     []netip.Addr // of the pod with which the node is proven
 	pods       map[mesh.PodUID]*pod
 	changed    chan struct{} // closed and replaced at every snapshot
 	written    string        // content of the eligibility file
@@ -66,7 +71,7 @@ func New(cfg Config, parts Parts) *Agent {
 	}
 	a := &Agent{
 		cfg: cfg, parts: parts, log: parts.Log, patches: patchDir(cfg.PatchesOut),
-		loaded: make(chan struct{}), changed: make(chan struct{}),
+		probes: make(chan struct{}, 1), loaded: make(chan struct{}), changed: make(chan struct{}),
 		namespaces: map[string]enroll.Namespace{}, pods: map[mesh.PodUID]*pod{},
 	}
 	a.store = a.newStore()
@@ -89,6 +94,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 	})
+	if a.cfg.ProbeSNAT {
+		g.Add("probes", a.runProbes)
+	}
 	if a.cfg.Handover != "" {
 		g.Add("handover", a.runStore)
 		g.Add("foreign ztunnels", a.watchForeign)
@@ -146,6 +154,7 @@ func (a *Agent) update(ctx context.Context, s podsource.Snapshot) {
 		a.workers.Go(func() { p.run(ctx) })
 	}
 	a.writeEligibility()
+	a.pokeProbes()
 	if first {
 		close(a.loaded)
 	}

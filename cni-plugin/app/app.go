@@ -70,6 +70,11 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Le
 	if err := redirect.SelfTest(cfg.Proc); err != nil {
 		return err
 	}
+	if !cfg.ProbeSNAT {
+		if err := forgetProbes(); err != nil { // an earlier agent was told otherwise
+			log.Warn("the node still rewrites probes", "error", err)
+		}
+	}
 	registry := metrics.NewRegistry("node-agent", run.Version())
 	var g run.Group
 	parts := Parts{Metrics: NewMetrics(registry), Log: log}
@@ -88,6 +93,9 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, levels *logging.Le
 	}
 	if err := p.install(&g, parts); err != nil {
 		return err
+	}
+	if p.installer != nil {
+		h.plugin = p.installer.Err
 	}
 	log.Info("node agent started", "node", cfg.Node, "socket", cfg.Socket, "zds", cfg.ZDS)
 	return p.run(ctx, &g)

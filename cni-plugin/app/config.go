@@ -45,7 +45,7 @@ type Config struct {
 	Taints    []string // taken off the node when it is ready
 
 	Enroll     enroll.Config
-	ProbeSNAT  bool          // also accept probes from 169.254.7.127
+	ProbeSNAT  bool          // the node rewrites probes to come from 169.254.7.127, and pods let those in
 	DrainGrace time.Duration // how long a pod that leaves is still reachable by tunnel; 0 = 2 s
 
 	LogLevel  string
@@ -111,7 +111,7 @@ func ParseConfig(args, environment []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Eligibility, "eligibility", "", "file to keep the list of pods in the mesh in")
 	fs.StringVar(&admin, "admin-listen", "", "address for health, metrics and status, such as :15014")
 	fs.BoolVar(&c.Enroll.DNSCapture, "dns-capture", env.Bool("AMBIENT_DNS_CAPTURE", true), "capture DNS of pods that do not say otherwise")
-	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "also let probes pass that the host rewrites to 169.254.7.127")
+	fs.BoolVar(&c.ProbeSNAT, "probe-snat", false, "have the node rewrite what root's processes open to pods, the kubelet's probes among it, to come from 169.254.7.127, which pods let in")
 	fs.Var(&excluded, "exclude-namespace", "namespace that is never in the mesh (repeatable; default kube-system)")
 	fs.DurationVar(&c.DrainGrace, "drain-grace", 2*time.Second, "how long a pod that leaves the mesh stays reachable by tunnel, and plaintext to a running one is let in when it joins and before it leaves")
 	fs.StringVar(&c.Namespace, "namespace", env.Text("POD_NAMESPACE", ""), "namespace in which the mesh itself runs")

@@ -41,6 +41,9 @@ func (p *process) depart(ctx context.Context) {
 	if err := p.agent.Release(ctx); err != nil {
 		p.log.Error("pods keep rules of the mesh", "error", err)
 	}
+	if err := forgetProbes(); err != nil {
+		p.log.Error("the node still rewrites probes", "error", err)
+	}
 	if err := p.kube.node.RemoveCondition(ctx, ConditionType); err != nil {
 		p.log.Warn("the node's condition is not removed", "error", err)
 	}
@@ -69,7 +72,7 @@ func uninstall(ctx context.Context, cfg Config, log *slog.Logger) error {
 	for _, ns := range namespaces {
 		ns.Close()
 	}
-	if errs = append(errs, err); n > 0 {
+	if errs = append(errs, err, forgetProbes()); n > 0 {
 		log.Info("rules removed", "namespaces", n)
 	}
 	if cfg.Kube {

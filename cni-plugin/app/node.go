@@ -150,6 +150,9 @@ func (p *process) proofConfig() proof.Config {
 		Announced: func() bool { return p.agent.provenPod.Swap(false) }, Ztunnels: p.agent.zds.Connected,
 		DNS: nameserver("/etc/resolv.conf"), Log: p.log,
 	}
+	if p.cfg.ProbeSNAT {
+		c.Rewrite = p.agent.rewriteFor
+	}
 	for _, s := range []proof.Server{{Check: proof.ControlPlane, Address: p.cfg.Proof.XDS, Roots: p.roots(p.cfg.Proof.XDSRoot)},
 		{Check: proof.CA, Address: p.cfg.Proof.CA, Roots: p.roots(p.cfg.Proof.CARoot)}} {
 		if s.Address = hostPort(s.Address); s.Address != "" {

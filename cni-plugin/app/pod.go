@@ -47,13 +47,14 @@ type pod struct {
 	turn  chan struct{} // holds one token; taking it is the lock
 
 	// Guarded by agent.mu.
-	spec    enroll.Pod
-	removed bool      // the source has it no more
-	refused bool      // a ztunnel did not take it from the snapshot
-	member  bool      // belongs into ztunnel's snapshot
-	shared  *netns.NS // ns, for the snapshot; nil = not found
-	shown   state     // state, for people
-	lastErr string
+	spec      enroll.Pod
+	removed   bool         // the source has it no more
+	refused   bool         // a ztunnel did not take it from the snapshot
+	member    bool         // belongs into ztunnel's snapshot
+	announced []netip.Addr // ips, while it is a member
+	shared    *netns.NS    // ns, for the snapshot; nil = not found
+	shown     state        // state, for people
+	lastErr   string
 
 	// Guarded by turn.
 	ns      *netns.NS // the pod's namespace while it is captured
@@ -397,7 +398,11 @@ func (p *pod) release() {
 func (p *pod) publish(ns *netns.NS, member bool) {
 	p.agent.mu.Lock()
 	defer p.agent.mu.Unlock()
-	p.shared, p.member = ns, member
+	p.shared, p.member, p.announced = ns, member, nil
+	if member {
+		p.announced = slices.Clone(p.ips)
+	}
+	p.agent.pokeProbes()
 }
 
 // show keeps for people how the last attempt ended, and logs what is new.

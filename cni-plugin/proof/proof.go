@@ -166,7 +166,7 @@ func (r *Report) inbound(ip netip.Addr, in Inbound) {
 		r.fail(Probe, fmt.Sprintf("the node cannot reach its pod %s: %s", ip, in.Probe.Err), "probes of the kubelet fail too: check the node's firewall and the routes to its own pods")
 	case in.Probe.By != Program:
 		r.fail(Probe, fmt.Sprintf("a probe of pod %s was captured: it came from %s, and the node's route says %s", ip, in.Probe.From, in.Source),
-			"the node rewrites the source of what it sends to pods: switch that masquerading off, or set the agent's --probe-snat and have the host rewrite to 169.254.7.127")
+			"the node rewrites the source of what it sends to pods: switch that masquerading off, or install with cni.probeSNAT=true")
 	}
 	wanted := func(c Check, a Answer, by uint16, what, fix string) {
 		switch want := fmt.Sprint(by); {

@@ -28,6 +28,9 @@ type Config struct {
 	// Announced reports whether our plugin has told the agent of the pod since it
 	// was asked last.
 	Announced func() bool
+	// Rewrite has the node rewrite the source of probes to those pods, instead of those
+	// before. nil: nodes rewrite nothing.
+	Rewrite func(pods []netip.Addr) error
 	// Ztunnels is how many ztunnels are connected to the agent.
 	Ztunnels func() int
 	DNS      netip.AddrPort // a server of the cluster; invalid = not tried
@@ -94,7 +97,7 @@ func (c *chain) takeDown(ctx context.Context, log *slog.Logger) {
 
 // try redirects the pod and calls it, and calls from it.
 func (cfg Config) try(ctx context.Context, ns *netns.NS, s *Seen) error {
-	o := redirect.Options{IPv6: true, Proc: cfg.Proc}
+	o := redirect.Options{IPv6: true, Proc: cfg.Proc, ProbeSNAT: cfg.Rewrite != nil}
 	for _, ip := range s.IPs {
 		in := Inbound{}
 		if src, err := cfg.Source(ip); err != nil {
@@ -119,18 +122,39 @@ func (cfg Config) try(ctx context.Context, ns *netns.NS, s *Seen) error {
 			return fmt.Errorf("proof: %w", err)
 		}
 	}
+	cfg.probe(ctx, s)
 	for i, ip := range s.IPs {
 		in := &s.Inbound[i]
-		if in.Probe.Err != "" {
+		if !in.Source.IsValid() {
 			continue
 		}
-		in.Probe = call(ctx, nil, netip.AddrPortFrom(ip, probePort))
 		in.Capture = call(ctx, nil, netip.AddrPortFrom(ip, otherPort))
 		in.Tunnel = call(ctx, nil, netip.AddrPortFrom(ip, mesh.PortHBONE))
 	}
 	s.Outbound = call(ctx, ns, cfg.anywhere(s.IPs[0]))
 	cfg.reach(ctx, ns, s)
 	return nil
+}
+
+// probe calls the pod as the kubelet does. Only this is rewritten: what else the node
+// calls would be, too.
+func (cfg Config) probe(ctx context.Context, s *Seen) {
+	if cfg.Rewrite != nil {
+		err := cfg.Rewrite(s.IPs)
+		defer func() {
+			if err := cfg.Rewrite(nil); err != nil {
+				cfg.Log.Warn("probes to the proof's pod are still rewritten", "error", err)
+			}
+		}()
+		if err != nil {
+			cfg.Log.Warn("probes to the proof's pod are not rewritten", "error", err)
+		}
+	}
+	for i, ip := range s.IPs {
+		if in := &s.Inbound[i]; in.Source.IsValid() {
+			in.Probe = call(ctx, nil, netip.AddrPortFrom(ip, probePort))
+		}
+	}
 }
 
 // anywhere is an address outside of the pod, that nobody needs to have: the

@@ -50,12 +50,7 @@ func Drain(ns *netns.NS, ipv6 bool) error {
 // Remove takes everything of ours out of the namespace. Connections that are
 // still redirected break. Removing twice is no error.
 func Remove(ns *netns.NS) error {
-	if err := transact(ns, func(c *nftables.Conn) error {
-		t := &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
-		c.AddTable(t) // makes the removal idempotent
-		c.DelTable(t)
-		return nil
-	}); err != nil {
+	if err := removeTable(ns, TableName); err != nil {
 		return fmt.Errorf("redirect: remove from %s: %w", ns.ID(), err)
 	}
 	if err := ns.Do(removeRouting); err != nil {
@@ -64,8 +59,19 @@ func Remove(ns *netns.NS) error {
 	return nil
 }
 
+func removeTable(ns *netns.NS, name string) error {
+	return transact(ns, func(c *nftables.Conn) error {
+		t := &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
+		c.AddTable(t) // makes the removal idempotent
+		c.DelTable(t)
+		return nil
+	})
+}
+
 // Applied reports whether the namespace has rules of ours.
-func Applied(ns *netns.NS) (bool, error) {
+func Applied(ns *netns.NS) (bool, error) { return hasTable(ns, TableName) }
+
+func hasTable(ns *netns.NS, name string) (bool, error) {
 	c, err := dial(ns)
 	if err != nil {
 		return false, err
@@ -75,7 +81,7 @@ func Applied(ns *netns.NS) (bool, error) {
 		return false, fmt.Errorf("redirect: list tables of %s: %w", ns.ID(), err)
 	}
 	for _, t := range tables {
-		if t.Name == TableName {
+		if t.Name == name {
 			return true, nil
 		}
 	}
@@ -104,7 +110,7 @@ func transact(ns *netns.NS, fill func(*nftables.Conn) error) error {
 
 // add queues the replacement of our table by the ruleset.
 func (rs Ruleset) add(c *nftables.Conn) {
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: rs.table()}
 	c.AddTable(t)
 	c.DelTable(t)
 	c.AddTable(t)
@@ -127,8 +133,11 @@ func (r Rule) exprs() (all []expr.Any) {
 }
 
 func hook(name string) *nftables.ChainHook {
-	if name == "output" {
+	switch name {
+	case "output":
 		return nftables.ChainHookOutput
+	case "postrouting":
+		return nftables.ChainHookPostrouting
 	}
 	return nftables.ChainHookPrerouting
 }

@@ -25,6 +25,7 @@
 package redirect
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -82,13 +83,14 @@ type Ruleset struct {
 	Route4 bool   // ip rule and table 100 for IPv4
 	Route6 bool   // the same for IPv6
 	Proc   string // procfs for settings, as in Options
+	Table  string // "" = TableName; of other tables the chains are all
 }
 
 // Chain is one base chain.
 type Chain struct {
 	Name     string
 	Type     string // filter, nat, route
-	Hook     string // prerouting, output
+	Hook     string // prerouting, output, postrouting
 	Priority int
 	Rules    []Rule
 }
@@ -232,7 +234,7 @@ func families(ipv6 bool, v4, v6 netip.Addr) []netip.Addr {
 // String renders the ruleset as a script for nft -f, with the routing that
 // belongs to it as comments.
 func (rs Ruleset) String() string {
-	s := "table inet " + TableName + " {\n"
+	s := "table inet " + rs.table() + " {\n"
 	for i, c := range rs.Chains {
 		if i > 0 {
 			s += "\n"
@@ -264,7 +266,12 @@ func (r Rule) String() string {
 	return s + r.Action.text
 }
 
+func (rs Ruleset) table() string { return cmp.Or(rs.Table, TableName) }
+
 func (rs Ruleset) routing() (lines []string) {
+	if rs.Table != "" {
+		return nil
+	}
 	for _, f := range []struct {
 		on       bool
 		cmd, all string

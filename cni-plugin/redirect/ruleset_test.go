@@ -26,6 +26,7 @@ func goldenOptions() map[string]Ruleset {
 		"bypass-inbound": Pod(Options{IPv6: true, BypassInbound: true, ProbeSNAT: true, Probes: []Probe{node}}),
 		"virtual":        Pod(Options{VirtualInterfaces: []string{"tap0", "tap1"}}),
 		"draining":       Draining(true),
+		"node":           Node([]netip.Addr{netip.MustParseAddr("10.244.1.9"), netip.MustParseAddr("fd00:244:1::9"), netip.MustParseAddr("10.244.1.8")}),
 	}
 }
 
@@ -47,10 +48,14 @@ func TestTextAndNetlinkAgree(t *testing.T) {
 	for name, rs := range goldenOptions() {
 		byText, byNetlink := netnstest.New(t), netnstest.New(t)
 		run(t, byText, nft, "-f", filepath.Join("testdata", name+".nft"))
-		if err := Apply(byNetlink, rs); err != nil {
+		apply := Apply
+		if rs.Table != "" {
+			apply = ApplyNode
+		}
+		if err := apply(byNetlink, rs); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		got, want := list(t, byNetlink, nft), list(t, byText, nft)
+		got, want := list(t, byNetlink, nft, rs.table()), list(t, byText, nft, rs.table())
 		if got != want {
 			t.Errorf("%s: by netlink\n%sby nft\n%s", name, got, want)
 		}
@@ -60,9 +65,9 @@ func TestTextAndNetlinkAgree(t *testing.T) {
 // redundant is what nft(8) prints or not depending on who made the rule.
 var redundant = regexp.MustCompile(`meta (nfproto ipv[46]|l4proto (tcp|udp)) `)
 
-func list(t *testing.T, ns *netns.NS, nft string) string {
+func list(t *testing.T, ns *netns.NS, nft, table string) string {
 	t.Helper()
-	return redundant.ReplaceAllString(run(t, ns, nft, "list", "table", "inet", TableName), "")
+	return redundant.ReplaceAllString(run(t, ns, nft, "list", "table", "inet", table), "")
 }
 
 func run(t *testing.T, ns *netns.NS, name string, args ...string) string {
