@@ -134,7 +134,7 @@ func (h clusterHost) KeepDead(ts *testscript.TestScript, what string) (stop func
 	gone := kubectlWith("", "delete", "pods", "-n", meshNamespace, "-l", "app=culvert-controlplane", "--force", "--grace-period=0")
 	return func() {
 		ts.Check(scale(had.stdout))
-		ts.Check(kubectlWith("", "rollout", "status", "deployment/culvert-controlplane", "-n", meshNamespace, "--timeout=60s").err)
+		ts.Check(kubectlWith("", "rollout", "status", "deployment/culvert-controlplane", "-n", meshNamespace, "--timeout="+limit.String()).err)
 	}, gone.err
 }
 

@@ -265,14 +265,11 @@ func verbExec(s session, args []string) int {
 	if slices.Index(args, "--") != 1 {
 		return said(errors.New("exec wants one pod, then --, then a command"))
 	}
-	m, err := observe(s)
+	p, err := s.pod(args[0], slices.Contains(args, "--touch"))
 	if err != nil {
 		return said(err)
 	}
-	p := m.find(args[0])
-	if p == nil || m.component(p) != "" {
-		return said(fmt.Errorf("there is no pod %q", args[0]))
-	}
+	n := s.names()
 	command := slices.Clone(args[2:])
 	for i, word := range command {
 		if i > 0 && command[i-1] == "--touch" {
@@ -280,10 +277,38 @@ func verbExec(s session, args []string) int {
 			go touched(p.Spec.NodeName, command[i], word)
 			continue
 		}
-		command[i] = m.there(word)
+		command[i] = n.there(word)
 	}
 	in := []string{"kubectl", "exec", "-i", "-n", p.Metadata.Namespace, p.Metadata.Name, "--"}
-	return attached(exec.Command(kubeProgram(), append(in, command...)...), m.names, strings.Clone)
+	return attached(exec.Command(kubeProgram(), append(in, command...)...), n, strings.Clone)
+}
+
+// pod is one that a script means. Where a folder's own are nobody need be asked, unless
+// it is for their nodes.
+func (s session) pod(want string, node bool) (*seenObject, error) {
+	n := s.names()
+	space, name, qualified := strings.Cut(want, "/")
+	if !qualified {
+		space, name = "", want
+	}
+	for line := range strings.Lines(s.read("objects")) {
+		key, _, _ := strings.Cut(line, " ")
+		in, object, _ := strings.Cut(key, ":")
+		if !node && object == "Pod/"+name && (space == "" || in == n.space(space)) {
+			p := new(seenObject)
+			p.Metadata.Namespace, p.Metadata.Name = in, name
+			return p, nil
+		}
+	}
+	m, err := observe(s)
+	if err != nil {
+		return nil, err
+	}
+	p := m.find(want)
+	if p == nil || m.component(p) != "" {
+		return nil, fmt.Errorf("there is no pod %q", want)
+	}
+	return p, nil
 }
 
 // touched waits until a file is in the root folder of one of a node's containers, and
@@ -311,7 +336,7 @@ func verbRestart(s session, args []string) error {
 			continue
 		}
 		ns, name, _ := strings.Cut(target, "/")
-		for _, step := range [][]string{{"rollout", "restart"}, {"rollout", "status", "--timeout=60s"}} {
+		for _, step := range [][]string{{"rollout", "restart"}, {"rollout", "status", "--timeout=" + limit.String()}} {
 			if err := kubectlWith("", append(step, "deployment/"+name, "-n", s.names().space(ns))...).err; err != nil {
 				return err
 			}
