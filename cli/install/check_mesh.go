@@ -146,6 +146,17 @@ func checkDaemon(f *Facts, app string) (bad []Result, running int) {
 	return bad, running
 }
 
+// pluginFix is what to do where the agent cannot install the CNI plugin.
+func pluginFix(why string) string {
+	switch {
+	case strings.Contains(why, "read-only file system"), strings.Contains(why, "permission denied"):
+		return "the container runtime's folders must be writable on the node; where it uses others: --platform PLATFORM, or --set cni.cniConfDir=FOLDER --set cni.cniBinDir=FOLDER"
+	case strings.Contains(why, "no CNI configuration"):
+		return "install the cluster's CNI plugin first; where its configuration is in another folder: --platform PLATFORM, or --set cni.cniConfDir=FOLDER"
+	}
+	return "look at the node's CNI configuration; the agent tries again when it changes"
+}
+
 func checkAgents(f *Facts) []Result {
 	bad, running := checkDaemon(f, agentName)
 	for _, n := range f.Nodes {
@@ -154,8 +165,10 @@ func checkAgents(f *Facts) []Result {
 		case !asked:
 		case a.Error != "":
 			bad = append(bad, one(Unknown, n.Name, "the agent could not be asked: "+a.Error, "may the API server reach pods, and you use pods/proxy?")...)
+		case a.Plugin != "":
+			bad = append(bad, one(Failed, n.Name, "the CNI plugin is not installed, new pods come into the mesh late or not at all: "+a.Plugin, pluginFix(a.Plugin))...)
 		case a.Ztunnels == 0:
-			bad = append(bad, one(Failed, n.Name, "no ztunnel is connected to the agent: new pods of the mesh cannot start", fmt.Sprintf("kubectl logs -n %s -l app=%s --field-selector spec.nodeName=%s", f.Namespace, proxyName, n.Name))...)
+			bad = append(bad, one(Failed, n.Name, "no ztunnel is connected to the agent: new pods of the mesh cannot start", fmt.Sprintf("kubectl get pods -n %s -l app=%s --field-selector spec.nodeName=%s", f.Namespace, proxyName, n.Name))...)
 		case !a.Ready:
 			bad = append(bad, one(Warning, n.Name, "the agent does not know its pods yet", fmt.Sprintf("kubectl logs -n %s -l app=%s", f.Namespace, agentName))...)
 		}

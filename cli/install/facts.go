@@ -85,6 +85,7 @@ type Gateway struct {
 type Agent struct {
 	Ready    bool                    `json:"ready"`
 	Ztunnels int                     `json:"ztunnels"`
+	Plugin   string                  `json:"plugin"` // why the CNI plugin is not installed
 	Pods     []AgentPod              `json:"pods"`
 	Proxies  []handover.ClientStatus `json:"proxies"` // ztunnels, also those that drain
 	Error    string                  `json:"-"`       // why it could not be asked

@@ -30,6 +30,7 @@ type server struct {
 	agent   *Agent
 	metrics http.Handler
 	logging http.Handler // log levels; nil = not served
+	plugin  func() error // why the CNI plugin is not installed; nil = that is nobody's affair
 }
 
 // addRequest is what a CNI plugin sends when a pod's namespace is ready.
@@ -137,7 +138,22 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "pods of this node not known yet", http.StatusServiceUnavailable)
 		return
 	}
+	if why := s.notInstalled(); why != "" { // new pods would start outside the mesh and join a moment later
+		http.Error(w, "CNI plugin not installed: "+why, http.StatusServiceUnavailable)
+		return
+	}
 	io.WriteString(w, "ok\n")
+}
+
+// notInstalled is why the runtime does not call the CNI plugin, or "".
+func (s *server) notInstalled() string {
+	if s.plugin == nil {
+		return ""
+	}
+	if err := s.plugin(); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // cmdAdd joins a pod that starts. 200: it may start, captured or outside the mesh;
@@ -276,6 +292,7 @@ type Status struct {
 	Node     string      `json:"node"`
 	Ready    bool        `json:"ready"`
 	Ztunnels int         `json:"ztunnels"`
+	Plugin   string      `json:"plugin,omitempty"` // why the CNI plugin is not installed
 	Pods     []PodStatus `json:"pods"`
 	// Proxies are the ztunnels that use the handover store, the oldest first.
 	Proxies []handover.ClientStatus `json:"proxies,omitempty"`
@@ -311,4 +328,8 @@ func (a *Agent) Status() Status {
 	return st
 }
 
-func (s *server) status(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.agent.Status()) }
+func (s *server) status(w http.ResponseWriter, _ *http.Request) {
+	st := s.agent.Status()
+	st.Plugin = s.notInstalled()
+	writeJSON(w, st)
+}
