@@ -99,6 +99,16 @@ test-kube: have-root have-go build ## the mesh on a cluster of its own, with rea
 	  CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 30m ./integration/$$part || { $(BIN)/kube report $${TMPDIR:-/tmp}/culvert-cut-off-logs; exit 1; }; \
 	  echo "integration/$$part took $$(($$(date +%s) - start)) s"; done
 
+FROM ?= HEAD~1
+.PHONY: test-upgrade
+test-upgrade: have-root have-go build ## on that cluster, under load: from the mesh that commit FROM installs to this one, and back
+	$(MAKE) --no-print-directory images ARCHES=host
+	set -e; dir=$$(mktemp -d); trap 'rm -r "$$dir"' EXIT; mkdir "$$dir/source"; git archive $(FROM) | tar -x -C "$$dir/source"; \
+	CGO_ENABLED=0 $(GO) build -C "$$dir/source" -trimpath -ldflags '$(LDFLAGS)' -o "$$dir/culvert" ./cli; \
+	$(GO) run -C "$$dir/source" ./integration/images build -out "$$dir/images" -tag previous -arches host; \
+	CULVERT_PREVIOUS=$$dir CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) \
+	  $(GO) test -count=1 -v -tags kube -timeout 20m -run '^TestFromPrevious$$' ./integration/installed
+
 AWAY ?= 10s
 .PHONY: faults
 faults: have-root have-go build ## everything that breaks, broken under load on that cluster with the mesh installed; the table goes to docs (AWAY=60s: the long form)
