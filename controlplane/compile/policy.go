@@ -160,15 +160,19 @@ func (t *l4) lose(field string, values ...[]string) {
 	for _, v := range values {
 		n += len(v)
 	}
-	if n == 0 {
-		return
+	if n > 0 {
+		t.without(field, "ztunnel sees connections, not requests")
 	}
+}
+
+// without notes what is not enforced, and why.
+func (t *l4) without(field, why string) {
 	t.lost = true
 	effect := "the rule is left out, so less is allowed"
 	if t.deny {
 		effect = "the rule denies without regard to it, so more is denied"
 	}
-	t.c.partly(ZtunnelAccepted, reason.Unsupported, field, "needs a waypoint (targetRefs): ztunnel sees connections, not requests; "+effect)
+	t.c.partly(ZtunnelAccepted, reason.Unsupported, field, "needs a waypoint (targetRefs): "+why+"; "+effect)
 }
 
 func (t *l4) operation(field string, o *security.Operation) mesh.Match {
@@ -183,8 +187,9 @@ func (t *l4) source(field string, s *security.Source) mesh.Match {
 	t.lose(field+".remoteIpBlocks", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
 	ns := t.policy.Namespace
 	return mesh.Match{
-		Principals: stringMatches(s.GetPrincipals()), NotPrincipals: stringMatches(s.GetNotPrincipals()),
-		Namespaces: stringMatches(s.GetNamespaces()), NotNamespaces: stringMatches(s.GetNotNamespaces()),
+		Principals:    t.domains(field+".trustDomains", s.GetTrustDomains(), s.GetPrincipals()),
+		NotPrincipals: t.domains(field+".notTrustDomains", s.GetNotTrustDomains(), s.GetNotPrincipals()),
+		Namespaces:    stringMatches(s.GetNamespaces()), NotNamespaces: stringMatches(s.GetNotNamespaces()),
 		ServiceAccounts: accounts(ns, s.GetServiceAccounts()), NotServiceAccounts: accounts(ns, s.GetNotServiceAccounts()),
 		SourceIPs: prefixes(s.GetIpBlocks()), NotSourceIPs: prefixes(s.GetNotIpBlocks()),
 	}

@@ -138,12 +138,6 @@ func (t *l7) operation(field string, o *security.Operation) []*rbacv3.Permission
 	}
 	out = permit(out, o.GetHosts(), o.GetNotHosts(), func(v string) *rbacv3.Permission { return headerPermission(":authority", v, true) })
 	out = permit(out, o.GetMethods(), o.GetNotMethods(), func(v string) *rbacv3.Permission { return headerPermission(":method", v, false) })
-	for _, v := range append(append([]string{}, o.GetPaths()...), o.GetNotPaths()...) {
-		if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
-			t.lose(field+".paths", []string{v})
-			return out
-		}
-	}
 	return permit(out, o.GetPaths(), o.GetNotPaths(), pathPermission)
 }
 
@@ -153,6 +147,7 @@ func (t *l7) source(field string, s *security.Source) []*rbacv3.Principal {
 	t.lose(field+".remoteIpBlocks", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
 	var out []*rbacv3.Principal
 	out = identify(out, s.GetPrincipals(), s.GetNotPrincipals(), principalName)
+	out = identify(out, s.GetTrustDomains(), s.GetNotTrustDomains(), domainPrincipal)
 	out = identify(out, s.GetNamespaces(), s.GetNotNamespaces(), namespacePrincipal)
 	out = identify(out, s.GetServiceAccounts(), s.GetNotServiceAccounts(), t.accountPrincipal)
 	return identify(out, s.GetIpBlocks(), s.GetNotIpBlocks(), addressPrincipal)
@@ -285,6 +280,9 @@ func headerPermission(name, v string, fold bool) *rbacv3.Permission {
 
 func pathPermission(v string) *rbacv3.Permission {
 	m := envoyString(stringMatch(v), "", false)
+	if isTemplate(v) {
+		m = regex(templateRegex(v))
+	}
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: m}}}}
 }
 
@@ -306,6 +304,10 @@ func principalName(v string) *rbacv3.Principal {
 
 func authenticated(m *matcherv3.StringMatcher) *rbacv3.Principal {
 	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{PrincipalName: m}}}
+}
+
+func domainPrincipal(v string) *rbacv3.Principal {
+	return authenticated(regex("spiffe://" + segment(v) + "/.+"))
 }
 
 func namespacePrincipal(v string) *rbacv3.Principal {

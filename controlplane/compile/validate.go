@@ -164,6 +164,8 @@ func (v *validation) pattern(field, s string) {
 func (v *validation) source(field string, s *security.Source) {
 	n := v.values(field+".principals", s.GetPrincipals(), v.pattern) +
 		v.values(field+".notPrincipals", s.GetNotPrincipals(), v.pattern) +
+		v.values(field+".trustDomains", s.GetTrustDomains(), v.domain) +
+		v.values(field+".notTrustDomains", s.GetNotTrustDomains(), v.domain) +
 		v.values(field+".namespaces", s.GetNamespaces(), v.pattern) +
 		v.values(field+".notNamespaces", s.GetNotNamespaces(), v.pattern) +
 		v.values(field+".serviceAccounts", s.GetServiceAccounts(), v.account) +
@@ -192,8 +194,8 @@ func (v *validation) operation(field string, o *security.Operation) {
 		v.values(field+".notHosts", o.GetNotHosts(), v.pattern) +
 		v.values(field+".methods", o.GetMethods(), v.pattern) +
 		v.values(field+".notMethods", o.GetNotMethods(), v.pattern) +
-		v.values(field+".paths", o.GetPaths(), nil) +
-		v.values(field+".notPaths", o.GetNotPaths(), nil)
+		v.values(field+".paths", o.GetPaths(), v.template) +
+		v.values(field+".notPaths", o.GetNotPaths(), v.template)
 	if n == 0 {
 		v.invalid(field, "must name something")
 	}

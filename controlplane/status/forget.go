@@ -71,7 +71,7 @@ func written(kind source.Kind, seen *Seen) (fields fieldsWritten, ours bool) {
 		}
 		ours = true
 		if m.FieldsV1 != nil {
-			_ = json.Unmarshal(m.FieldsV1.Raw, &fields) // the API server's own writing; without it nothing of that is taken
+			_ = json.Unmarshal(m.FieldsV1.GetRawBytes(), &fields) // the API server's own writing; without it nothing of that is taken
 		}
 	}
 	return fields, ours
