@@ -27,6 +27,7 @@ type fault struct {
 	upstream, ours string
 	short          bool // also done by make test-kube
 	breaks         bool // streams go through what is killed
+	dies           bool // a pod of the application's ends, at once: what it was answering is cut
 	clear          bool // pods are outside the mesh for a while
 	expected       bool // connections are meant to fail: what counts is in the notes
 	streamRate     int  // messages per second on each stream, when not the load's own
@@ -179,7 +180,7 @@ func (s *stage) judge(r *row) {
 		return
 	}
 	cut := 0
-	if r.breaks {
+	if r.breaks || r.dies {
 		if cut = min(rep.Cut(time.Second), underWay(rep)); cut > 0 {
 			r.note("%d connections were in flight through what was killed", cut)
 		}

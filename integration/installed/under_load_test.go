@@ -349,9 +349,9 @@ func kill(pids []int) []int {
 	return slices.DeleteFunc(pids, func(pid int) bool { return syscall.Kill(pid, syscall.SIGKILL) != nil })
 }
 
-// keepDead kills what find finds, as often as it comes back, for a while.
-func keepDead(find func() []int, away time.Duration) {
-	for end := time.Now().Add(away); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+// keepDead kills what find finds, as often as it comes back, until ctx ends.
+func keepDead(ctx context.Context, find func() []int) {
+	for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		kill(find())
 	}
 }

@@ -151,12 +151,17 @@ func (w *webLoad) stop(r *row) {
 	}
 }
 
-// rollWaypoint replaces the waypoint's pod, and waits until the old one has gone.
+// rollWaypoint replaces the waypoint's pod.
 func rollWaypoint(s *stage, r *row) {
-	to := s.openWay()
-	w := s.startWeb(to)
+	w := s.startWeb(s.openWay())
 	defer w.stop(r)
 	time.Sleep(time.Second)
+	s.restartWaypoint(r)
+	time.Sleep(2 * time.Second)
+}
+
+// restartWaypoint returns when the old pod has gone.
+func (s *stage) restartWaypoint(r *row) {
 	const selector = "gateway.networking.k8s.io/gateway-name=waypoint"
 	was := s.podsOf(stageNS, selector)
 	start := time.Now()
@@ -168,7 +173,22 @@ func rollWaypoint(s *stage, r *row) {
 		})
 	})
 	r.took("the old waypoint was gone after", time.Since(start), 0)
-	time.Sleep(2 * time.Second)
+}
+
+// rollEverything replaces every program of the mesh at once, as an upgrade does.
+func rollEverything(s *stage, r *row) {
+	w := s.startWeb(s.openWay())
+	defer w.stop(r)
+	time.Sleep(time.Second)
+	for _, what := range []string{"deployment/culvert-controlplane", "daemonset/culvert-cni"} {
+		must(s.t, "rollout", "restart", "-n", system, what)
+	}
+	rollProxies(s, r)
+	s.restartWaypoint(r)
+	for _, what := range []string{"deployment/culvert-controlplane", "daemonset/culvert-cni"} {
+		must(s.t, "rollout", "status", "-n", system, what, "--timeout=90s")
+	}
+	time.Sleep(5 * time.Second)
 }
 
 // rollBesideWaypoint replaces the ztunnels while the waypoint keeps connections to the
