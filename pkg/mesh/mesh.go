@@ -123,6 +123,21 @@ type PolicyName struct {
 // String returns "namespace/name".
 func (n PolicyName) String() string { return n.Namespace + "/" + n.Name }
 
+// NetworkPolicyPrefix begins the names of policies that are made of Kubernetes'
+// NetworkPolicies; no object of Kubernetes has a name with a colon.
+const NetworkPolicyPrefix = "NetworkPolicy:"
+
+// NetworkPolicies returns the names of the NetworkPolicies of the namespace that the
+// policy is made of, separated by commas; "" when it is of another kind.
+func (n PolicyName) NetworkPolicies() string {
+	names, ok := strings.CutPrefix(n.Name, NetworkPolicyPrefix)
+	if !ok {
+		return ""
+	}
+	names, _, _ = strings.Cut(names, ";")
+	return names
+}
+
 // ParsePolicyName parses "namespace/name".
 func ParsePolicyName(s string) (PolicyName, error) {
 	ns, name, ok := strings.Cut(s, "/")

@@ -66,17 +66,13 @@ func Isolates(s *networkingv1.NetworkPolicySpec) bool {
 	return about(&networkingv1.NetworkPolicy{Spec: *s}, Ingress)
 }
 
-// Prefix begins the names of policies that are made of NetworkPolicies; no object
-// of Kubernetes has a name with a colon.
-const Prefix = "NetworkPolicy:"
-
 // Name is the set's own: two pods with equal names are under equal policies.
 func (s Set) Name() string {
 	var names []string
 	for _, p := range s.Policies {
 		names = append(names, p.Name)
 	}
-	name := Prefix + strings.Join(names, ",")
+	name := mesh.NetworkPolicyPrefix + strings.Join(names, ",")
 	var used []string
 	for port, numbers := range s.ports {
 		var list []string

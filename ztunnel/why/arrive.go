@@ -132,6 +132,10 @@ func (a *answer) advise(e authz.Explanation, c authz.Connection) {
 			a.change("the pod takes mutual TLS only (PeerAuthentication STRICT): the caller has to be in the mesh")
 			return
 		}
+		if names := e.Policy.NetworkPolicies(); names != "" {
+			a.change("an ingress rule of NetworkPolicy %s in %s would have to allow %s, %s, on port %d", names, e.Policy.Namespace, c.Source, who, c.Destination.Port())
+			return
+		}
 		a.change("policy %s would have to go, or to leave %s out", e.Policy, who)
 	case reason.DeniedPolicyAbsent:
 		a.change("the control plane has to send policy %s, which the workload names", e.Policy)
