@@ -38,7 +38,7 @@ func (s *session) forward() {
 		return
 	}
 	s.mirror()
-	if s.bodyDone() {
+	if s.req.Body == nil || s.kept != nil {
 		s.watch.arm()
 	}
 	again := false
@@ -192,6 +192,9 @@ func (s *session) bodyDone() bool {
 func (s *session) send() error {
 	if s.bodyDone() {
 		bodyErr, writeErr := s.up.HTTP.WriteRequest(&s.req)
+		if bodyErr == nil && writeErr == nil {
+			s.watch.arm() // not before: until now the body was in the buffer that the watch reads into
+		}
 		return errors.Join(bodyErr, writeErr)
 	}
 	s.upload = make(chan sent, 1)

@@ -82,6 +82,7 @@ type options struct {
 	net      filter.Network
 	protocol config.Protocol
 	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
+	slow     time.Duration // that the node takes to connect to an origin
 }
 
 func newWorld(t testing.TB, o options) *world {
@@ -100,7 +101,7 @@ func newWorld(t testing.TB, o options) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	t.Cleanup(w.close)
-	w.startNode(ctx)
+	w.startNode(ctx, o.slow)
 	w.startWaypoint(ctx, o)
 	w.client = w.newPool()
 	w.configure(o)
@@ -146,12 +147,13 @@ func (w *world) serve(ctx context.Context, self mesh.Identity, h hbone.Handler) 
 }
 
 // startNode plays the ztunnel in front of the origins.
-func (w *world) startNode(ctx context.Context) {
+func (w *world) startNode(ctx context.Context, slow time.Duration) {
 	_, w.nodeAddr = w.serve(ctx, cartID, func(ctx context.Context, in *hbone.Incoming) {
 		w.mu.Lock()
 		w.opened = append(w.opened, in.Request.Authority)
 		to := w.origins[in.Request.Authority]
 		w.mu.Unlock()
+		<-time.After(slow)
 		c, err := net.Dial("tcp", to)
 		if err != nil {
 			_ = in.Reject(503)

@@ -428,6 +428,26 @@ func TestClientLeaves(t *testing.T) {
 	}
 }
 
+// TestSlowConnect: a body that has arrived stays as it is in the client's buffer until
+// it is sent, however long there is no connection to send it on.
+func TestSlowConnect(t *testing.T) {
+	leakCheck(t)
+	w := newWorld(t, options{slow: 150 * time.Millisecond}) // the client is watched sooner
+	w.origin(func(rw stdhttp.ResponseWriter, r *stdhttp.Request) { _, _ = io.Copy(rw, r.Body) })
+	c := w.dialVIP(t)
+	const requests = 3
+	for i := range requests {
+		fmt.Fprintf(c, "POST /%d HTTP/1.1\r\nHost: cart\r\nContent-Length: 6\r\n\r\nbody %d", i, i)
+	}
+	br := bufio.NewReader(c)
+	for i := range requests {
+		resp, err := stdhttp.ReadResponse(br, nil)
+		if got, want := readAll(t, resp, err), fmt.Sprint("body ", i); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestEarlyAnswer(t *testing.T) {
 	leakCheck(t)
 	w := newWorld(t, options{})
