@@ -181,6 +181,10 @@ func checkGatewayAPI(f *Facts) (bad []Result) {
 // checkOthers looks for another ambient mesh, which would claim the same pods.
 func checkOthers(f *Facts) (bad []Result) {
 	for _, d := range f.Deployments {
+		if d.Name == controlName && d.Namespace != f.Namespace {
+			bad = append(bad, one(Failed, d.Namespace+"/"+d.Name, "this mesh is installed in another namespace, and a cluster has one only",
+				"--namespace "+d.Namespace+" is where to upgrade it; culvert uninstall --namespace "+d.Namespace+" takes it away")...)
+		}
 		if d.Labels["app"] == "istiod" && d.Labels["app.kubernetes.io/part-of"] != "culvert" {
 			bad = append(bad, one(Failed, d.Namespace+"/"+d.Name, "Istio's control plane runs here: both would write the same status and serve the same pods",
 				"istioctl uninstall --purge, or install this mesh on another cluster")...)

@@ -88,7 +88,7 @@ func checkControl(f *Facts) []Result {
 		if d.Namespace != f.Namespace || d.Name != controlName {
 			continue
 		}
-		o := Observed{Workload: Workload{"Deployment", d.Namespace, d.Name}, Pods: f.meshPods(controlName), Events: f.Events}
+		o := Observed{Workload: Workload{"Deployment", d.Namespace, d.Name}, Pods: f.meshPods(controlName), Events: eventsOf(d.Namespace, d.Name, f.Events)}
 		o.fromDeployment(&d)
 		p := Judge(o)
 		switch {
@@ -127,13 +127,15 @@ func checkDaemon(f *Facts, app string) (bad []Result, running int) {
 	if i < 0 {
 		return one(Failed, "", "DaemonSet "+app+" is not there", "culvert install puts it back"), 0
 	}
-	pods := f.meshPods(app)
+	pods, refused := f.meshPods(app), creationFailures(eventsOf(f.Namespace, app, f.Events))
 	for _, n := range f.Nodes {
 		if n.Status.NodeInfo.OperatingSystem != "linux" {
 			continue
 		}
 		here := slices.DeleteFunc(slices.Clone(pods), func(p corev1.Pod) bool { return p.Spec.NodeName != n.Name })
 		switch {
+		case len(here) == 0 && len(refused) > 0:
+			bad = append(bad, one(Failed, n.Name, app+" does not run there: "+refused[0], remedy(refused))...)
 		case len(here) == 0:
 			bad = append(bad, one(Failed, n.Name, app+" does not run there", "does its DaemonSet tolerate the node's taints? kubectl describe daemonset -n "+f.Namespace+" "+app)...)
 		case !slices.ContainsFunc(here, podReady):

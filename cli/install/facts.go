@@ -46,7 +46,7 @@ type Facts struct {
 	NetworkPolicies []networkingv1.NetworkPolicy
 	Gateways        []Gateway
 	Agents          map[string]Agent // by node
-	Events          []corev1.Event   // warnings about pods
+	Events          []corev1.Event   // warnings
 
 	Unread map[string]error // what could not be read, by field of this struct
 }
@@ -140,7 +140,7 @@ func (c *Cluster) Collect(ctx context.Context, version string) *Facts {
 		return items(c.Client.NetworkingV1().NetworkPolicies("").List(ctx, none))(func(l *networkingv1.NetworkPolicyList) { f.NetworkPolicies = l.Items })
 	})
 	read("Events", func() error {
-		warnings := metav1.ListOptions{FieldSelector: "type=Warning,involvedObject.kind=Pod"}
+		warnings := metav1.ListOptions{FieldSelector: "type=Warning"}
 		return items(core.Events("").List(ctx, warnings))(func(l *corev1.EventList) { f.Events = l.Items })
 	})
 	read("Roots", func() error {

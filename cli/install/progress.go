@@ -173,10 +173,21 @@ func eventTime(e corev1.Event) time.Time {
 	return e.EventTime.Time
 }
 
-// creationFailures say why a controller makes no pods.
+// eventsOf are those of a workload and of what is made for it, whose names begin with its own.
+func eventsOf(namespace, name string, events []corev1.Event) (of []corev1.Event) {
+	for _, e := range events {
+		if n := e.InvolvedObject.Name; e.Namespace == namespace && (n == name || strings.HasPrefix(n, name+"-")) {
+			of = append(of, e)
+		}
+	}
+	return of
+}
+
+// creationFailures say why a controller makes no pods. What is said of pods is of
+// earlier ones.
 func creationFailures(events []corev1.Event) (list []string) {
 	for _, e := range events {
-		if e.Type == corev1.EventTypeWarning {
+		if e.Type == corev1.EventTypeWarning && e.InvolvedObject.Kind != "Pod" {
 			list = append(list, e.Reason+": "+strings.Join(strings.Fields(e.Message), " "))
 		}
 	}
@@ -339,11 +350,7 @@ func (c *Cluster) observe(ctx context.Context, w Workload) (Observed, error) {
 	if err != nil {
 		return o, err
 	}
-	for _, e := range events.Items {
-		if n := e.InvolvedObject.Name; n == w.Name || strings.HasPrefix(n, w.Name+"-") {
-			o.Events = append(o.Events, e)
-		}
-	}
+	o.Events = eventsOf(w.Namespace, w.Name, events.Items)
 	return o, nil
 }
 
