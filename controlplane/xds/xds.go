@@ -10,6 +10,9 @@
 // slowly gets the latest state of each, holds up nobody, and costs no more than
 // the names.
 //
+// A resource is encoded once, when it is made: what is being written to any number of
+// clients is in memory once.
+//
 // Versions are hashes of content. A client that reconnects, to this process or to
 // the next one, tells what it has and is sent what differs.
 //
