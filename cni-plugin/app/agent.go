@@ -15,6 +15,7 @@ import (
 	"github.com/culvert-mesh/culvert/cni-plugin/podsource"
 	"github.com/culvert-mesh/culvert/pkg/handover"
 	"github.com/culvert-mesh/culvert/pkg/mesh"
+	"github.com/culvert-mesh/culvert/pkg/netns"
 	"github.com/culvert-mesh/culvert/pkg/run"
 	"github.com/culvert-mesh/culvert/pkg/zds"
 )
@@ -47,11 +48,12 @@ type Agent struct {
 
 	provenPod atomic.Bool // the plugin has announced the pod with which the node is proven
 
-	rewriting sync.Mutex     // held while the node's rules for probes change; comes before mu
-	rewritten []netip.Addr   // to which pods they are
-	probes    chan struct{}  // holds a token when the node's rules for probes may have to change
-	loaded    chan struct{}  // closed after the first snapshot of the source
-	workers   sync.WaitGroup // one per pod
+	node      func() (*netns.NS, error) // opens the node's own namespace
+	rewriting sync.Mutex                // held while the node's rules for probes change; comes before mu
+	rewritten []netip.Addr              // to which pods they are
+	probes    chan struct{}             // holds a token when the node's rules for probes may have to change
+	loaded    chan struct{}             // closed after the first snapshot of the source
+	workers   sync.WaitGroup            // one per pod
 
 	mu         sync.Mutex
 	namespaces map[string]enroll.Namespace
@@ -71,7 +73,7 @@ func New(cfg Config, parts Parts) *Agent {
 	}
 	a := &Agent{
 		cfg: cfg, parts: parts, log: parts.Log, patches: patchDir(cfg.PatchesOut),
-		probes: make(chan struct{}, 1), loaded: make(chan struct{}), changed: make(chan struct{}),
+		node: netns.Current, probes: make(chan struct{}, 1), loaded: make(chan struct{}), changed: make(chan struct{}),
 		namespaces: map[string]enroll.Namespace{}, pods: map[mesh.PodUID]*pod{},
 	}
 	a.store = a.newStore()

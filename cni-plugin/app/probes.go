@@ -36,7 +36,7 @@ func (a *Agent) runProbes(ctx context.Context) error {
 func (a *Agent) rewriteProbes() error {
 	a.rewriting.Lock()
 	defer a.rewriting.Unlock()
-	ns, err := netns.Current()
+	ns, err := a.node()
 	if err != nil {
 		return err
 	}
