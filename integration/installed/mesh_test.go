@@ -94,6 +94,11 @@ func TestInstall(t *testing.T) {
 		t.Errorf("a second install replaced pods:\n%s\n%s", before, after)
 	}
 	eventually(t, "check", func() error { return run(the.culvert, "check").err })
+	// The helm command could go on from here: to the API server, what it would change is its own.
+	changed := culvert(t, "install", "--set", "global.logFormat=plain", "--dry-run")
+	if r := runFor(limit, changed, the.kube, "kubectl", "apply", "--server-side", "--dry-run=server", "--field-manager=helm", "-f", "-"); r.err != nil {
+		t.Errorf("helm upgrade would meet a conflict: %v", r.err)
+	}
 }
 
 // TestWrongInput: errors that say what to do.
