@@ -96,7 +96,7 @@ test-kube: have-root have-go build ## the mesh on a cluster of its own, with rea
 	$(GO) build -o $(BIN)/kube ./integration/kube
 	@set -e; $(BIN)/kube down; trap '$(BIN)/kube down' EXIT; trap 'exit 1' INT TERM; \
 	for part in kube installed; do start=$$(date +%s); \
-	  CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 30m ./integration/$$part || { $(BIN)/kube report $${TMPDIR:-/tmp}/culvert-cut-off-logs; exit 1; }; \
+	  CULVERT_BIN=$(CURDIR)/$(BIN) CULVERT_IMAGES=$(CURDIR)/$(IMAGES) $(GO) test -count=1 -tags kube -timeout 45m ./integration/$$part || { $(BIN)/kube report $${TMPDIR:-/tmp}/culvert-cut-off-logs; exit 1; }; \
 	  echo "integration/$$part took $$(($$(date +%s) - start)) s"; done
 
 FROM ?= HEAD~1

@@ -201,7 +201,7 @@ func TestRead(t *testing.T) {
 		{[]string{"ps"}, []string{namespace + "/client", "ztunnel-node1", "ztunnel-node2"}},
 		{[]string{"status"}, []string{"configuration: accepted", "healthy"}},
 		{[]string{"certs"}, []string{"ns/" + namespace + "/sa/client", "Available"}},
-		{[]string{"log", "--namespace", namespace, "--last", "5"}, []string{"client", "web"}},
+		{[]string{"log", "--namespace", namespace, "--last", "1000"}, []string{"client", "web"}},
 		{[]string{"why", namespace + "/client", "web:8080"}, []string{"allowed", "ztunnel"}},
 	} {
 		out := culvert(t, append(c.args, "--kubeconfig", file)...)
@@ -508,6 +508,7 @@ func TestInstallAgain(t *testing.T) {
 	if err := install.Wait(); err != nil {
 		t.Fatalf("culvert install: %v\n%s\n%s", err, out.String(), story())
 	}
+	must(t, "label", "namespace", namespace, "istio.io/use-waypoint-") // its Gateway went with the definitions
 	eventually(t, "check", func() error { return run(the.culvert, "check").err })
 	eventually(t, "a request", func() error { return get("client", web, 1).err })
 }
