@@ -181,7 +181,7 @@ func TestIncremental(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
-			incremental(t, dice{rand.New(rand.NewPCG(seed, 1))}, 400)
+			incremental(t, dice{rand.New(rand.NewPCG(seed, 1))}, 250)
 		})
 	}
 }
