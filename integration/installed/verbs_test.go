@@ -100,10 +100,7 @@ type state struct {
 }
 
 func (s session) state() (st state, err error) {
-	args, err := s.toCluster("ps", []string{"-o", "json"})
-	if err != nil {
-		return st, err
-	}
+	args := s.toCluster("ps", []string{"-o", "json"})
 	out, err := exec.Command(realCulvert(), args...).Output()
 	if err != nil {
 		return st, fmt.Errorf("culvert %s: %w", strings.Join(args, " "), err)
@@ -168,11 +165,7 @@ func verbRead(s session, verb string, args []string) int {
 		fmt.Printf("%s\nnot healthy\n", s.names().here(trouble))
 		return 1
 	}
-	args, err := s.toCluster(verb, args)
-	if err != nil {
-		return said(err)
-	}
-	cmd := exec.Command(realCulvert(), args...)
+	cmd := exec.Command(realCulvert(), s.toCluster(verb, args)...)
 	return attached(cmd, s.names(), s.counted)
 }
 
@@ -180,7 +173,7 @@ func verbRead(s session, verb string, args []string) int {
 var podAfter = []string{"--failed", "--level", "--from", "why"}
 
 // toCluster returns the arguments of a reading verb as they are there.
-func (s session) toCluster(verb string, args []string) ([]string, error) {
+func (s session) toCluster(verb string, args []string) []string {
 	n := s.names()
 	out := []string{verb, "--kubeconfig", os.Getenv("KUBECONFIG")}
 	switch {
@@ -194,22 +187,26 @@ func (s session) toCluster(verb string, args []string) ([]string, error) {
 	before := verb
 	for _, a := range args {
 		if slices.Contains(podAfter, before) && !strings.HasPrefix(a, "-") {
-			m, err := observe(s)
-			if err != nil {
-				return nil, err
-			}
-			switch p := m.find(a); {
-			case p == nil:
-			case m.component(p) == "controlplane":
-				a = p.Metadata.Name
-			case m.component(p) == "":
-				a = p.Metadata.Namespace + "/" + p.Metadata.Name
-			}
+			a = s.target(a)
 		}
 		before = a
 		out = append(out, n.there(a))
 	}
-	return out, nil
+	return out
+}
+
+// target is a pod, or a component, as the cluster calls it. What is not there keeps the
+// script's name, for culvert to say so.
+func (s session) target(want string) string {
+	if p, err := s.pod(want, false); err == nil {
+		return p.Metadata.Namespace + "/" + p.Metadata.Name
+	}
+	if want == "controlplane" {
+		if m, err := observe(s); err == nil && m.find(want) != nil {
+			return m.find(want).Metadata.Name
+		}
+	}
+	return want
 }
 
 // component is the beginning of a line about one, up to how often it restarted.
