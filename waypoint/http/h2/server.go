@@ -24,6 +24,8 @@ type Server struct {
 	std     stdhttp.Server
 	handle  func(*Stream)
 	drained sync.Once
+	began   sync.Once
+	begun   chan struct{} // closed when net/http has the connection
 
 	mu     sync.Mutex
 	ended  bool
@@ -33,12 +35,13 @@ type Server struct {
 // NewServer returns the server of a client's connection, of which first has been
 // read already. handle is called for each request, in a goroutine of its own.
 func NewServer(s stream.Stream, first []byte, local, remote netip.AddrPort, opt h1.Options, handle func(*Stream)) *Server {
-	out := &Server{conn: newConn(s, first, local, remote), limits: opt.Limits.OrDefault(), handle: handle}
+	out := &Server{conn: newConn(s, first, local, remote), limits: opt.Limits.OrDefault(), handle: handle, begun: make(chan struct{})}
 	out.std = stdhttp.Server{
 		Handler:        stdhttp.HandlerFunc(out.serve),
 		Protocols:      onlyHTTP2(),
 		IdleTimeout:    opt.IdleTimeout,
 		MaxHeaderBytes: out.limits.HeadBytes,
+		ConnState:      out.state,
 		ErrorLog:       log.New(io.Discard, "", 0), // what a client does wrong is its own affair
 		HTTP2: &stdhttp.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
@@ -63,11 +66,24 @@ func (s *Server) Serve(ctx context.Context) {
 }
 
 // Drain tells the client to open no further requests here; the connection ends
-// after those under way. It returns at once.
+// after those under way. It returns at once, and may be called before Serve.
 func (s *Server) Drain() {
 	s.drained.Do(func() {
-		go func() { _ = s.std.Shutdown(context.Background()) }() // it ends with the connection
+		go func() {
+			select {
+			case <-s.begun: // net/http would not take it after Shutdown, nor end it
+			case <-s.conn.closed:
+			}
+			_ = s.std.Shutdown(context.Background()) // it ends with the connection
+		}()
 	})
+}
+
+// state is told how far net/http is with the connection.
+func (s *Server) state(_ net.Conn, now stdhttp.ConnState) {
+	if now == stdhttp.StateActive {
+		s.began.Do(func() { close(s.begun) })
+	}
 }
 
 // enter counts a request; false means that the connection has ended already.
