@@ -10,9 +10,10 @@
 // what a pod may do is learned when a connection comes. A pod whose listeners
 // cannot be opened, or whose proxy fails, is tried again. A ztunnel that starts is
 // ready when it serves every pod of the agent's first snapshot, but for those that
-// it has tried in vain for a while: a node does not depend on one pod. One that has
-// been ready stays so: an agent that is away and a pod that fails are no reason to
-// take it from the pods that it serves.
+// it has tried in vain for a while: a node does not depend on one pod. One that
+// serves none of several is itself at fault, and must not replace its predecessor.
+// One that has been ready stays so: an agent that is away and a pod that fails are
+// no reason to take it from the pods that it serves.
 //
 // Pods is safe for concurrent use.
 package inpod
@@ -264,7 +265,8 @@ func (p *Pods) reportLocked() {
 	}
 	p.cfg.Metrics.Active.Set(float64(len(p.pods) - pending))
 	p.cfg.Metrics.Pending.Set(float64(pending))
-	if p.synced && (pending == 0 || p.tries >= enoughTries) {
+	enough := p.tries >= enoughTries && (pending < len(p.pods) || pending == 1)
+	if p.synced && (pending == 0 || enough) {
 		p.cfg.Ready()
 	}
 }

@@ -212,6 +212,37 @@ func TestPending(t *testing.T) {
 	})
 }
 
+// TestNoneServed holds that a ztunnel that can serve none of several pods does not
+// become ready: its predecessor would end.
+func TestNoneServed(t *testing.T) {
+	ns := netnstest.New(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.fail = errors.New("operation not permitted")
+		f.SnapshotBegin()
+		for _, uid := range []mesh.PodUID{"a", "b"} {
+			if err := f.add(t, uid, ns); err == nil {
+				t.Error("the agent is not told")
+			}
+		}
+		f.SnapshotDone()
+		for range 2 * enoughTries {
+			f.retry(t.Context())
+		}
+		if f.ready {
+			t.Error("ready without a pod that is served")
+		}
+		f.made[0].fail = nil
+		f.retry(t.Context())
+		if !f.ready {
+			t.Error("not ready though one pod is served, and the other was tried often")
+		}
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		f.Drain(done)
+	})
+}
+
 // TestReadyStays holds that neither an agent that goes and comes nor a pod whose
 // ports cannot be opened takes the readiness of a ztunnel that has had it.
 func TestReadyStays(t *testing.T) {
