@@ -112,7 +112,6 @@ func (p *pod) unlock() { p.turn <- struct{}{} }
 
 // run brings the pod to where it should be, again and again, until it is gone.
 func (p *pod) run(ctx context.Context) {
-	defer p.publish(nil, false)
 	backoff := run.NewBackoff(minRetry, maxRetry)
 	for {
 		wait, gone := p.turnOnce(ctx, backoff)
@@ -130,6 +129,7 @@ func (p *pod) run(ctx context.Context) {
 		case <-ctx.Done():
 			<-p.turn // for good: nobody changes the pod any more
 			p.upkeep.stop()
+			p.retire()
 			p.ns.Close()
 			return
 		}
@@ -403,6 +403,14 @@ func (p *pod) publish(ns *netns.NS, member bool) {
 		p.announced = slices.Clone(p.ips)
 	}
 	p.agent.pokeProbes()
+}
+
+// retire gives back the namespace at the agent's end. The pod stays a member: its
+// rules, and the node's for its probes, stay for a successor.
+func (p *pod) retire() {
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
+	p.shared = nil
 }
 
 // show keeps for people how the last attempt ended, and logs what is new.

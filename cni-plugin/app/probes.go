@@ -43,7 +43,7 @@ func (a *Agent) rewriteProbes() error {
 	defer ns.Close()
 	want := a.probed()
 	there, err := redirect.NodeApplied(ns)
-	if err != nil || there && slices.Equal(want, a.rewritten) {
+	if err != nil || there && slices.Equal(want, a.rewritten) || !there && len(want) == 0 {
 		return err
 	}
 	if err := redirect.ApplyNode(ns, redirect.Node(want)); err != nil {

@@ -40,7 +40,6 @@ func TestNodeRules(t *testing.T) {
 		}
 		t.Fatalf("rewritten for %v, want %v", got, want)
 	}
-	rewritten()
 	p := newPod(a, enroll.Pod{UID: "u", IPs: []netip.Addr{ip("10.0.0.2")}})
 	a.mu.Lock()
 	a.pods = map[mesh.PodUID]*pod{"u": p}
@@ -62,8 +61,35 @@ func TestNodeRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	rewritten()
+	if err := redirect.RemoveNode(node); err != nil { // the mesh leaves the node
+		t.Fatal(err)
+	}
+	if err := a.rewriteProbes(); err != nil {
+		t.Fatal(err)
+	}
+	if there, err := redirect.NodeApplied(node); err != nil || there {
+		t.Errorf("rules for no pod are there: %v, %v", there, err)
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestNodeRulesStay: an agent that ends leaves its successor the rules of the pods
+// that are in the mesh.
+func TestNodeRulesStay(t *testing.T) {
+	t.Parallel()
+	a := New(Config{ProbeSNAT: true}, Parts{Log: slog.New(slog.DiscardHandler)})
+	ip := netip.MustParseAddr("10.0.0.2")
+	p := newPod(a, enroll.Pod{UID: "u", IPs: []netip.Addr{ip}})
+	a.pods = map[mesh.PodUID]*pod{"u": p}
+	p.publish(nil, true)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.noteSet = true // nothing is written on it
+	p.run(ctx)
+	if got := a.probed(); !slices.Equal(got, []netip.Addr{ip}) {
+		t.Errorf("at its end the agent rewrites probes of %v", got)
 	}
 }
