@@ -21,6 +21,7 @@ import (
 	stdhttp "net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,14 +89,16 @@ func (c *conn) Close() error {
 	return c.Stream.Close()
 }
 
-// take adds fields to h, whose names are in lower case, but for those to skip.
+// take adds fields to h, whose names are in lower case, but for those to skip. Space
+// around a value is no part of it (RFC 9110 §5.5): net/http lets it pass, and a policy
+// that compares would not see what an endpoint sees that strips it.
 func take(h *http.Header, fields stdhttp.Header, skip ...string) {
 	for name, values := range fields {
 		if slices.Contains(skip, name) {
 			continue
 		}
 		for _, v := range values {
-			h.AddLower([]byte(name), []byte(v))
+			h.AddLower([]byte(name), []byte(strings.Trim(v, " \t")))
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/culvert-mesh/culvert/waypoint/http"
 	"github.com/culvert-mesh/culvert/waypoint/http/h1"
 )
 
@@ -38,4 +39,17 @@ func TestDrainBeforeServe(t *testing.T) {
 		}
 		<-ended
 	})
+}
+
+// A policy compares what an endpoint takes a field's value for.
+func TestSpaceAroundValues(t *testing.T) {
+	t.Parallel()
+	st := &Stream{r: &stdhttp.Request{Method: "GET", RequestURI: "/", Host: "cart", Header: stdhttp.Header{"X-Role": {" \tadmin "}}}, limits: h1.Limits{}.OrDefault()}
+	var req http.Request
+	if err := st.ReadRequest(&req); err != nil {
+		t.Fatal(err)
+	}
+	if role, _ := req.Header.Get("x-role"); string(role) != "admin" {
+		t.Errorf("x-role is %q", role)
+	}
 }
