@@ -29,6 +29,11 @@ func (c *GatewayConfig) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Revision, "revision", "default", "`revision` of this control plane: it makes waypoints of Gateways with that istio.io/rev")
 }
 
+// minDrain is how long a waypoint's pod that is deleted takes new tunnels: the time in
+// which every ztunnel hears of its successor, with much to spare. It is a part of the
+// pod's grace period.
+const minDrain = "5s"
+
 // Rates of the gateway controller's own requests.
 const (
 	gatewayQPS   = 50
@@ -69,5 +74,6 @@ func (a *App) gatewayOptions() gateway.Options {
 		Domain: m.ClusterDomain, TrustDomain: m.TrustDomain, Cluster: string(m.Cluster), Network: string(m.Network),
 		RootNamespace: m.RootNamespace,
 		LogFormat:     a.cfg.LogFormat, // the mesh's logs are read together
+		MinDrain:      minDrain,
 	}
 }

@@ -108,6 +108,7 @@ func (g Gateway) env(o Options) []corev1.EnvVar {
 		{Name: "CLUSTER_DOMAIN", Value: o.Domain},
 		{Name: "CLUSTER_ID", Value: o.Cluster},
 		{Name: "LOG_FORMAT", Value: o.LogFormat},
+		{Name: "MINIMUM_DRAIN_DURATION", Value: o.MinDrain},
 	} {
 		if v.Value != "" {
 			env = append(env, v)

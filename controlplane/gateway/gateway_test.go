@@ -16,7 +16,7 @@ func TestRender(t *testing.T) {
 	objects, err := Render(Gateway{
 		Namespace: "shop", Name: "waypoint", UID: "u1", Class: ClassIstioWaypoint,
 		Labels: map[string]string{"team": "blue"}, Listeners: []Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}},
-	}, Options{Network: "n1", LogFormat: "json"})
+	}, Options{Network: "n1", LogFormat: "json", MinDrain: "5s"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,6 +92,7 @@ type Options struct {
 	XDSAddress  string // "" = istiod.istio-system.svc:15012
 	CAAddress   string // "" = XDSAddress
 	LogFormat   string // "plain" or "json"; "" = plain
+	MinDrain    string // how long a waypoint that ends still accepts tunnels, such as "5s"; "" = not at all
 
 	// For MakePlan.
 	Revision      string // whose Gateways these are: "" and "default" = those that name none

@@ -274,9 +274,27 @@ func (a *App) serve(ctx, serving context.Context) error {
 		return err
 	}
 	a.gates.listening()
-	err = a.server.Serve(serving, ln)
+	accepting, done := a.accepting(ctx, serving)
+	defer done()
+	err = a.server.Serve(accepting, ln)
 	a.drain(ctx)
 	return err
+}
+
+// accepting is serving and MinDrain more. Whoever ends this waypoint tells the ztunnels
+// in the same moment that there is another one: until they have heard of that they come
+// here, with new tunnels too, and are served as before. Only readiness falls at once.
+func (a *App) accepting(ctx, serving context.Context) (context.Context, func()) {
+	accepting, end := context.WithCancel(ctx)
+	stop := context.AfterFunc(serving, func() {
+		defer end()
+		a.gates.draining()
+		if a.cfg.MinDrain > 0 {
+			a.log.Info("ending; tunnels are accepted a while longer", "for", a.cfg.MinDrain)
+			_ = run.Sleep(accepting, a.cfg.MinDrain) // cut short by the end of another part
+		}
+	})
+	return accepting, func() { stop(); end() }
 }
 
 // quiet is how long the control plane must have said nothing more for a first
@@ -309,8 +327,9 @@ func (a *App) awaitConfiguration(ctx context.Context) bool {
 // drain lets requests end: clients were told to go away by Serve's end already.
 func (a *App) drain(ctx context.Context) {
 	a.gates.draining()
-	a.log.Info("draining", "deadline", a.cfg.DrainTime, "active", a.proxy.Active())
-	deadline, done := context.WithTimeout(ctx, a.cfg.DrainTime)
+	left := a.cfg.DrainTime - a.cfg.MinDrain
+	a.log.Info("draining", "deadline", left, "active", a.proxy.Active())
+	deadline, done := context.WithTimeout(ctx, left)
 	defer done()
 	a.proxy.Drain()
 	if err := a.proxy.Idle(deadline); err != nil {

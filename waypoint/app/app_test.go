@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	stdhttp "net/http"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -34,12 +36,12 @@ import (
 func TestParseConfig(t *testing.T) {
 	t.Parallel()
 	good := []string{"POD_NAME=wp-1", "POD_NAMESPACE=shop", "SERVICE_ACCOUNT=wp", "INSTANCE_IP=10.1.2.3", "XDS_ADDRESS=cp:15012",
-		"TERMINATION_GRACE_PERIOD_SECONDS=60"}
+		"TERMINATION_GRACE_PERIOD_SECONDS=60", "MINIMUM_DRAIN_DURATION=5s"}
 	c, err := ParseConfig(good)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.XDS.Address != "https://cp:15012" || c.CA.Address != c.XDS.Address || c.Gateway != "wp" || c.DrainTime != 55*time.Second ||
+	if c.XDS.Address != "https://cp:15012" || c.CA.Address != c.XDS.Address || c.Gateway != "wp" || c.DrainTime != 55*time.Second || c.MinDrain != 5*time.Second ||
 		c.Identity().String() != "spiffe://cluster.local/ns/shop/sa/wp" || c.Ports.HBONE != 15008 {
 		t.Errorf("%+v", c)
 	}
@@ -51,6 +53,47 @@ func TestParseConfig(t *testing.T) {
 	}
 	if err := Main(context.Background(), []string{"serve"}, good, io.Discard); err == nil {
 		t.Error("an unknown argument is accepted")
+	}
+}
+
+// TestAcceptsOn: told to end, a waypoint is not ready at once, and accepts for MinDrain
+// more; the end of another part is the end of that.
+func TestAcceptsOn(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name          string
+		min, cut, end time.Duration // cut: after so long another part ends
+	}{
+		{"at once", 0, time.Hour, 0},
+		{"a while longer", 5 * time.Second, time.Hour, 5 * time.Second},
+		{"cut short", 5 * time.Second, time.Second, time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ready := true
+				a := &App{cfg: Config{MinDrain: c.min}, log: slog.New(slog.DiscardHandler), gates: gates{draining: func() { ready = false }}}
+				ctx, cut := context.WithTimeout(t.Context(), time.Second+c.cut)
+				defer cut()
+				serving, told := context.WithCancel(ctx)
+				accepting, done := a.accepting(ctx, serving)
+				defer done()
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if accepting.Err() != nil || !ready {
+					t.Fatal("it ends before it is told to")
+				}
+				told()
+				start := time.Now()
+				synctest.Wait()
+				if ready {
+					t.Error("it is still ready")
+				}
+				<-accepting.Done()
+				if took := time.Since(start); took != c.end {
+					t.Errorf("it accepted for %s more, want %s", took, c.end)
+				}
+			})
+		})
 	}
 }
 

@@ -30,6 +30,7 @@ type Config struct {
 	LogFormat string
 	LogLevel  string
 	DrainTime time.Duration // after SIGTERM requests may go on for so long
+	MinDrain  time.Duration // the part of it in which new tunnels are accepted; at most half
 	Ports     Ports
 }
 
@@ -72,6 +73,7 @@ func ParseConfig(environment []string) (Config, error) {
 	if c.XDS.Address == "" || c.CA.Address == "" {
 		e.Failf("XDS_ADDRESS", "and CA_ADDRESS must not be empty: a waypoint knows nothing by itself")
 	}
+	c.MinDrain = min(e.Duration("MINIMUM_DRAIN_DURATION", 0), c.DrainTime/2)
 	c.readInstanceIP(e)
 	return c, e.Err()
 }
