@@ -72,7 +72,7 @@ func (clusterHost) Setup(e *testscript.Env) error {
 	e.Setenv("PODS", podPrefix())
 	e.Setenv("REVERSED", fmt.Sprintf("%d.10", 98+number()))
 	e.Setenv("BIN", os.Getenv("CULVERT_BIN"))
-	for _, name := range []string{"KUBECONFIG", "CULVERT_KUBE_PROGRAM", "CULVERT_KUBE_NUMBER", "CULVERT_KUBE", "CULVERT_REAL", "HOME"} {
+	for _, name := range []string{"KUBECONFIG", "CULVERT_KUBE_PROGRAM", "CULVERT_KUBE_NUMBER", "CULVERT_KUBE", "CULVERT_REAL", "HOME", "XDG_CACHE_HOME"} {
 		e.Setenv(name, os.Getenv(name))
 	}
 	w := session(filepath.Join(e.WorkDir, sessionDir))
