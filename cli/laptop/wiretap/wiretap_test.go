@@ -36,18 +36,7 @@ func TestStreams(t *testing.T) {
 // TestTap captures TLS 1.3, TLS 1.2 and plain text on the loopback of a
 // namespace and tells them apart.
 func TestTap(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("needs root, to make network namespaces: run the tests with sudo")
-	}
-	ns, err := netns.NewUnnamed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	tap, err := Open(ns, "lo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ns, tap := openTap(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- tap.Run(ctx) }()
@@ -78,10 +67,24 @@ func TestTap(t *testing.T) {
 	}
 }
 
-// exchange sends a message to an echoing server over TLS, or plain for version 0.
 // TestTapEnds: what has crossed the link before the end is read, however late its turn
 // comes.
 func TestTapEnds(t *testing.T) {
+	ns, tap := openTap(t)
+	exchange(t, ns, 7003, "the last words", 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tap.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	if tap.Contains("the last words") == 0 {
+		t.Error("they were not read")
+	}
+}
+
+// openTap opens a tap on the loopback of a namespace of its own.
+func openTap(t *testing.T) (*netns.NS, *Tap) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("needs root, to make network namespaces: run the tests with sudo")
 	}
@@ -94,17 +97,10 @@ func TestTapEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exchange(t, ns, 7003, "the last words", 0)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := tap.Run(ctx); err != nil {
-		t.Error(err)
-	}
-	if tap.Contains("the last words") == 0 {
-		t.Error("they were not read")
-	}
+	return ns, tap
 }
 
+// exchange sends a message to an echoing server over TLS, or plain for version 0.
 func exchange(t *testing.T, ns *netns.NS, port uint16, message string, version uint16) {
 	t.Helper()
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
